@@ -1,0 +1,1 @@
+"""mountfs: buckets of a node server as a folder."""

@@ -1,0 +1,35 @@
+"""What buckets and files may be called."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+NAME_MAX = 255
+"""Bytes in one path component, as on Linux file systems."""
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+def valid_bucket(name: str) -> bool:
+    """Whether ``name`` follows the S3 rules for general purpose buckets.
+
+    3 to 63 characters, lower-case letters, digits, dots and hyphens, a letter or digit at both
+    ends, no two dots together, not an IPv4 address, none of the prefixes and suffixes S3 reserves.
+    """
+    if not _BUCKET.fullmatch(name) or ".." in name:
+        return False
+    if name.startswith(("xn--", "sthree-", "amzn-s3-demo-")):
+        return False
+    if name.endswith(("-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3")):
+        return False
+    try:
+        ipaddress.IPv4Address(name)
+    except ValueError:
+        return True
+    return False
+
+
+def valid_name(name: bytes) -> bool:
+    """Whether ``name`` can be a directory entry: 1 to 255 bytes, no ``/``, no NUL, not ``.`` or ``..``."""
+    return 0 < len(name) <= NAME_MAX and b"/" not in name and b"\0" not in name and name not in (b".", b"..")
