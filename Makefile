@@ -1,0 +1,76 @@
+# make run     a folder on a private node server, in the foreground; MOUNTPOINT=~/Buckets
+# make setup   Debian packages that are missing, .venv, pinned Python packages; nothing when done
+# make test    format, lint, types, import layers, all tests on real mounts; TESTS=... picks some
+# make bench   this product beside JuiceFS and a local directory
+# make clean   removes what the targets above made in this directory
+
+SHELL := /bin/bash
+MOUNTPOINT ?= $(HOME)/Buckets
+TESTS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+# The place is part of the name: a virtual environment that was moved or copied does not work.
+PLACE := $(VENV)/.made-in$(subst /,_,$(CURDIR))
+
+RUN_DEBS := fuse3 libfuse3-dev pkg-config gcc libc6-dev
+TEST_DEBS := acl attr fio git mandoc procps psmisc rsync sqlite3 strace systemd
+BENCH_DEBS := fio git procps
+DEBS := $(RUN_DEBS)
+
+.PHONY: setup run test bench clean debian
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.setup
+run: setup
+	@# A process group of its own, so that Ctrl-C reaches mountfs and not make, and the exit code is mountfs'.
+	@if [ -t 0 ]; then set -m; fi; $(BIN)/mountfs up "$(MOUNTPOINT)"
+
+test: DEBS := $(RUN_DEBS) $(TEST_DEBS)
+test: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy mountfs nodeserver tests
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest $(TESTS)
+
+bench: DEBS := $(RUN_DEBS) $(BENCH_DEBS)
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Python packages: the versions of constraints.txt, from wherever pip of this machine gets them.
+
+$(VENV)/.setup: EXTRA :=
+$(VENV)/.test: EXTRA := [test]
+$(VENV)/.bench: EXTRA := [bench]
+$(VENV)/.test $(VENV)/.bench: $(VENV)/.setup
+$(VENV)/.setup $(VENV)/.test $(VENV)/.bench: pyproject.toml constraints.txt nodeserver/__init__.py | $(PLACE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(EXTRA)'
+	@touch $@
+
+$(PLACE): | debian
+	@python=$$($(FIND_PYTHON)) && [ -n "$$python" ] || { echo "Python 3.11 or newer is needed." >&2; exit 1; }; \
+	echo "virtual environment: $(VENV), with $$python"; "$$python" -m venv --clear $(VENV)
+	@touch $@
+
+# The first Python >= 3.11 that can make a virtual environment and compile extensions.
+FIND_PYTHON = for name in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do \
+	"$$name" -c '$(PROBE)' 2>/dev/null && break; done
+PROBE = import ensurepip, os, sys, sysconfig, venv; \
+	ok = sys.version_info >= (3, 11) and os.path.exists(sysconfig.get_path("include") + "/Python.h"); \
+	ok and print(os.path.realpath(sys._base_executable)); sys.exit(not ok)
+
+debian:
+	@command -v dpkg-query >/dev/null || exit 0; debs="$(DEBS)"; \
+	[ -e $(PLACE) ] || [ -n "$$($(FIND_PYTHON))" ] || debs="$$debs python3 python3-venv python3-dev"; \
+	missing=$$(comm -23 <(printf '%s\n' $$debs | sort -u) \
+	  <(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $$debs 2>/dev/null | sed -n 's/^installed //p' | sort -u)); \
+	[ -n "$$missing" ] || exit 0; \
+	echo "Debian packages: "$$missing; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; elif command -v sudo >/dev/null; then sudo=sudo; \
+	else echo "As root: apt-get install "$$missing >&2; exit 1; fi; \
+	$$sudo apt-get update -qq && \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
