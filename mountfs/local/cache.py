@@ -1,0 +1,120 @@
+"""The chunk cache and the room it leaves: which chunks lie in which slab, and what goes first.
+
+The cap covers staged and cached bytes alike. Only cached chunks are evicted; staged bytes stay until
+the nodes have them.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+
+from mountfs.local.database import Database
+from mountfs.local.slabs import Slabs
+
+DISK_CHECK_BYTES = 16 << 20
+"""The disk's free space is asked for again after this many bytes."""
+EVICT_ROWS = 256
+"""Chunks looked at in one step of eviction."""
+
+
+class Cache:
+    """Chunks by id, and the budget of all slabs."""
+
+    def __init__(self, db: Database, slabs: Slabs, cap: int) -> None:
+        """``cap`` in bytes."""
+        self._db = db
+        self._slabs = slabs
+        self.cap = cap
+        self._touched: set[bytes] = set()
+        self._disk_left = 0
+        self._delete_unreferenced()
+
+    def _delete_unreferenced(self) -> None:
+        """Slabs left by a daemon that died before anything referred to them."""
+        query = "SELECT slab FROM chunk UNION SELECT slab FROM staged"
+        for slab in self._slabs.ids() - {row[0] for row in self._db.execute(query)}:
+            self._slabs.delete(slab)
+
+    def locate(self, chunk: bytes) -> tuple[int, int, int] | None:
+        """(slab, position, length) of a cached chunk."""
+        row = self._db.execute("SELECT slab, position, length FROM chunk WHERE id = ?", (chunk,)).fetchone()
+        if row is not None:
+            self._touched.add(chunk)
+        return row
+
+    def add(self, chunk: bytes, slab: int, position: int, length: int) -> bool:
+        """A range of a slab is a chunk's plaintext, whole. False when the chunk is cached already."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO chunk VALUES (?, ?, ?, ?, ?)", (chunk, slab, position, length, time.time_ns())
+        )
+        return self._db.connection.changes() > 0
+
+    def drop(self, chunk: bytes) -> None:
+        """Forget a cached chunk, because what lies there is not it."""
+        row = self.locate(chunk)
+        if row is not None:
+            with self._db.transaction():
+                self._db.execute("DELETE FROM chunk WHERE id = ?", (chunk,))
+            self.free([(row[0], row[1], row[2])])
+
+    def has_room(self, size: int) -> bool:
+        """Whether ``size`` more bytes may be stored now; evicts for them if need be."""
+        self._disk_left -= size
+        if self._disk_left < 0:
+            available, _ = self._slabs.disk()
+            self._disk_left = min(available - size, DISK_CHECK_BYTES)
+            if self._disk_left < 0:
+                self._evict(-self._disk_left)
+                self._disk_left = min(self._slabs.disk()[0] - size, DISK_CHECK_BYTES)
+                if self._disk_left < 0:
+                    return False
+        excess = self._slabs.used + size - self.cap
+        return excess <= 0 or self._evict(max(excess, self.cap // 64)) >= excess
+
+    def require_room(self, size: int) -> None:
+        """As :meth:`has_room`; raises OSError(ENOSPC) when there is none."""
+        if not self.has_room(size):
+            raise OSError(errno.ENOSPC, "the cache is full of what the nodes do not have yet")
+
+    def _evict(self, size: int) -> int:
+        """Give back about ``size`` bytes of cached chunks, oldest first; returns how many went."""
+        if self._touched:
+            now = time.time_ns()
+            with self._db.transaction():
+                self._db.executemany("UPDATE chunk SET stamp = ? WHERE id = ?", [(now, key) for key in self._touched])
+            self._touched.clear()
+        before = self._slabs.used
+        while before - self._slabs.used < size:
+            rows = self._db.execute(
+                "SELECT id, slab, position, length FROM chunk ORDER BY stamp LIMIT ?", (EVICT_ROWS,)
+            ).fetchall()
+            if not rows:
+                break
+            freed = 0
+            taken = []
+            for row in rows:
+                taken.append(row)
+                freed += row[3]
+                if before - self._slabs.used + freed >= size:
+                    break
+            with self._db.transaction():
+                self._db.executemany("DELETE FROM chunk WHERE id = ?", [(row[0],) for row in taken])
+            self.free([(slab, position, length) for _, slab, position, length in taken])
+        return before - self._slabs.used
+
+    def free(self, ranges: list[tuple[int, int, int]]) -> None:
+        """Give (slab, position, length) ranges back that no row refers to any more. After the
+        transaction that removed the rows, never inside it."""
+        for slab, position, length in ranges:
+            self._slabs.punch(slab, position, length)
+        for slab in {slab for slab, _, _ in ranges} - {self._slabs.shared}:
+            query = (
+                "SELECT EXISTS (SELECT 1 FROM chunk WHERE slab = ?1) OR EXISTS (SELECT 1 FROM staged WHERE slab = ?1)"
+            )
+            if not self._db.execute(query, (slab,)).get:
+                self._slabs.delete(slab)
+
+    def size(self) -> tuple[int, int]:
+        """(bytes used by slabs, cap)."""
+        return self._slabs.used, self.cap

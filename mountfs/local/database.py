@@ -1,0 +1,268 @@
+"""The workstation's SQLite database: connection, transactions, schema and its migrations.
+
+One connection, used from the FUSE thread only, without a thread hop: a lookup costs microseconds.
+**No ``await`` inside a transaction**: that is the rule that makes every change atomic towards the
+other tasks of the thread. A second connection, in a thread of its own, moves the write-ahead log
+back into the database, off the hot path.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import apsw
+
+from mountfs.errors import MountError
+
+FORMAT = 1
+"""Version of the schema below, kept in ``PRAGMA user_version``."""
+
+CHECKPOINT_PAGES = 1000
+"""Pages in the write-ahead log that wake the checkpoint thread."""
+WAL_LIMIT_PAGES = 32_000
+"""Pages at which the FUSE thread itself waits for a checkpoint, so that the log stays bounded."""
+
+SCHEMA = """
+-- Facts about this state directory: client (16 bytes, our identity towards the server), server
+-- (16 bytes, whose data this is), boot (the boot id under which it was last written).
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
+
+-- Buckets seen. seq: the place in the bucket's log up to which this database knows every change.
+CREATE TABLE bucket (
+    id INTEGER PRIMARY KEY,
+    uuid BLOB NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    root INTEGER NOT NULL,          -- inode of its root directory
+    chunk_key BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    usage BLOB NOT NULL             -- MessagePack of wire.Usage
+);
+
+-- Files known. Times in nanoseconds. A row with nlink 0 is an open or unsent file without a name.
+CREATE TABLE inode (
+    ino INTEGER PRIMARY KEY,
+    bucket INTEGER NOT NULL,        -- 0: the root above all buckets
+    file_id BLOB NOT NULL,
+    mode INTEGER NOT NULL,          -- st_mode with type bits
+    uid INTEGER NOT NULL,
+    gid INTEGER NOT NULL,
+    rdev INTEGER NOT NULL,
+    nlink INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    atime INTEGER NOT NULL,
+    mtime INTEGER NOT NULL,
+    ctime INTEGER NOT NULL,
+    parent INTEGER NOT NULL,        -- of a directory; 0 for everything else
+    complete INTEGER NOT NULL,      -- directory: every name it has is in dentry
+    stale INTEGER NOT NULL,         -- the server has newer attributes or content
+    dirty INTEGER NOT NULL,         -- content changed since its last entry in the journal
+    version BLOB NOT NULL,          -- head version the content below is, or was made from
+    target BLOB NOT NULL,           -- of a symbolic link
+    xattrs BLOB,                    -- MessagePack of a map, NULL for none
+    content BLOB                    -- packed slices of `version`, NULL when not known
+);
+
+-- Names. ino 0: something changed there, ask the server.
+CREATE TABLE dentry (
+    parent INTEGER NOT NULL,
+    name BLOB NOT NULL,
+    ino INTEGER NOT NULL,
+    PRIMARY KEY (parent, name)
+) WITHOUT ROWID;
+CREATE INDEX dentry_ino ON dentry (ino);
+
+-- Content that lies over `inode.content`: a range of a slab, of a chunk, or (neither) zeros.
+CREATE TABLE staged (
+    ino INTEGER NOT NULL,
+    offset INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    slab INTEGER NOT NULL,          -- 0: not in a slab
+    position INTEGER NOT NULL,      -- in the slab or chunk
+    gen INTEGER NOT NULL,           -- of the writing; see staging.py
+    chunk BLOB NOT NULL,            -- empty: not in a chunk
+    PRIMARY KEY (ino, offset)
+) WITHOUT ROWID;
+
+-- What the server has not acknowledged, oldest first. Values are bound when a batch is made: a row
+-- says only what kind of change concerns which file and name.
+CREATE TABLE journal (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    bucket INTEGER NOT NULL,
+    op INTEGER NOT NULL,            -- journal.Op
+    ino INTEGER NOT NULL,
+    parent INTEGER NOT NULL,
+    name BLOB NOT NULL,
+    ino2 INTEGER NOT NULL,
+    parent2 INTEGER NOT NULL,
+    name2 BLOB NOT NULL,
+    time INTEGER NOT NULL,
+    mask INTEGER NOT NULL           -- journal.Field, for attribute changes
+);
+
+-- The commit on its way, kept as sent so that a retry after a restart is the same batch.
+CREATE TABLE batch (
+    bucket INTEGER PRIMARY KEY,
+    body BLOB NOT NULL,             -- MessagePack of wire.Commit
+    rows BLOB NOT NULL              -- MessagePack of batches.Sent: which journal rows it answers
+);
+
+-- The chunk cache: plaintext of chunks, in slabs. stamp orders eviction, oldest first.
+CREATE TABLE chunk (
+    id BLOB PRIMARY KEY,
+    slab INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    stamp INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX chunk_stamp ON chunk (stamp);
+CREATE INDEX chunk_slab ON chunk (slab);
+"""
+
+MIGRATIONS: dict[int, str] = {}
+"""SQL that takes a database from the version given to the next one."""
+
+
+class Database:
+    """The open database of a state directory, locked against a second daemon."""
+
+    def __init__(self, state: Path) -> None:
+        """Open or create ``state/mount.db``.
+
+        Raises MountError when another daemon holds the directory, or when it was written by a newer
+        version of this program.
+        """
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.state = state
+        self._lock = _lock(state / "lock")
+        path = str(state / "mount.db")
+        self.connection = apsw.Connection(path, statementcachesize=256)
+        self.execute = self.connection.execute
+        self.executemany = self.connection.executemany
+        self.after_rollback: list[Callable[[], None]] = []
+        self.execute("PRAGMA page_size = 4096")
+        self.execute("PRAGMA journal_mode = WAL")
+        self.execute("PRAGMA synchronous = NORMAL")
+        self.execute("PRAGMA cache_size = -49152")
+        self.execute("PRAGMA temp_store = MEMORY")
+        self.connection.set_busy_timeout(5000)
+        self._migrate()
+        self._checkpoints = _Checkpoints(path)
+        self.connection.set_wal_hook(self._on_wal)
+
+    def _migrate(self) -> None:
+        (version,) = self.execute("PRAGMA user_version").get
+        if version > FORMAT:
+            raise MountError(
+                f"{self.state} has format {version}, this mountfs knows up to {FORMAT}: use the newer mountfs"
+            )
+        with self.transaction():
+            if version == 0:
+                self.execute(SCHEMA)
+            else:
+                for step in range(version, FORMAT):
+                    self.execute(MIGRATIONS[step])
+            self.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def transaction(self) -> Transaction:
+        """``with db.transaction():`` everything inside happens, or nothing."""
+        return Transaction(self)
+
+    def get_meta(self, key: str) -> bytes | None:
+        """A fact from ``meta``, None when it was never set."""
+        row = self.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def set_meta(self, key: str, value: bytes) -> None:
+        self.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def _on_wal(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        if pages > WAL_LIMIT_PAGES:
+            self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+        elif pages > CHECKPOINT_PAGES:
+            self._checkpoints.wake()
+        return apsw.SQLITE_OK
+
+    def close(self) -> None:
+        """Fold the log into the database and let go of the directory."""
+        self._checkpoints.close()
+        self.connection.close()
+        os.close(self._lock)
+
+
+class Transaction:
+    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when an exception leaves the block."""
+
+    __slots__ = ("_db",)
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            try:
+                self._db.execute("COMMIT")
+            except apsw.Error:
+                self._rollback()
+                raise
+        else:
+            self._rollback()
+
+    def _rollback(self) -> None:
+        if self._db.connection.in_transaction:
+            self._db.execute("ROLLBACK")
+        for callback in self._db.after_rollback:
+            callback()
+
+
+class _Checkpoints:
+    """A thread that copies the write-ahead log into the database whenever it is woken."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._wake = threading.Event()
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def close(self) -> None:
+        self._stop = True
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        connection = apsw.Connection(self._path)
+        connection.set_busy_timeout(1000)
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._stop:
+                break
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        connection.close()
+
+
+def _lock(path: Path) -> int:
+    """Take the lock file of a state directory; it names the daemon that holds it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(fd, 32).decode(errors="replace").strip()
+        os.close(fd)
+        raise MountError(f"{path.parent} is in use by process {owner or '?'}") from None
+    os.ftruncate(fd, 0)
+    os.write(fd, f"{os.getpid()}\n".encode())
+    return fd

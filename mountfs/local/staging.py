@@ -1,0 +1,359 @@
+"""Staging: the content of files that are being written, until the nodes have it.
+
+Written bytes go to a slab at once; the extents that say so are in the database before the write
+returns, so a killed daemon loses nothing that was written.
+
+**Generations.** To be sent, content must stand still while the file may be written further. *Sealing*
+ends a generation: bytes of an older generation are never written over, new ones go elsewhere. The
+:class:`Snapshot` of what was sealed is what the uploader reads. When its commit is acknowledged, its
+extents give way to the slices of the new version, and the bytes become cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+
+from mountfs.local.cache import Cache
+from mountfs.local.database import Database
+from mountfs.local.extents import Extent, ExtentMap
+from mountfs.local.inodes import Inodes
+from mountfs.local.journal import Journal, Op
+from mountfs.local.layers import Layers
+from mountfs.local.slabs import Slabs
+from nodeserver.content.manifest import pack_slices, unpack_slices
+from nodeserver.protocol.wire import Slice
+
+SMALL = 128 << 10
+"""Files with less staged than this many bytes share a slab."""
+
+
+@dataclasses.dataclass
+class Snapshot:
+    """Content that stands still, on its way to the nodes."""
+
+    ino: int
+    gen: int
+    """Newest generation in it."""
+    layers: Layers
+    version: bytes
+    """The version underneath."""
+    session: bytes
+    """Versions of one session replace each other."""
+    open: bool
+    """The file is still being written: more will follow."""
+
+
+class Content:
+    """The content of a file in use: open, or on its way."""
+
+    def __init__(self, ino: int, bucket: int, layers: Layers, version: bytes, session: bytes) -> None:
+        self.ino = ino
+        self.bucket = bucket
+        self.layers = layers
+        self.version = version
+        self.session = session
+        self.users = 0
+        """Open handles, and uploads under way."""
+        self.writers = 0
+        """Open handles that may write."""
+        self.gen = 1 + max((extent.gen for extent in layers.overlay), default=0)
+        self.private = 0
+        """The slab of this file alone, 0 for none."""
+        self.floor = 0
+        """The private slab may only be written from this offset on: what is below is sealed."""
+        self.lowest_write = 0
+        """Lowest offset changed since an early upload set this to the end of the file."""
+        self.dirty = False
+        """Changed since the last seal."""
+        self.times_ns = 0
+        """mtime and ctime of a write that has not been put in the database yet, 0 for none."""
+        self.snapshot: Snapshot | None = None
+        self.garbage: list[tuple[int, int, int]] = []
+        """Slab ranges that only ``snapshot`` still needs."""
+
+
+class Staging:
+    """Contents in use, by inode."""
+
+    def __init__(self, db: Database, inodes: Inodes, journal: Journal, slabs: Slabs, cache: Cache) -> None:
+        self._db = db
+        self._inodes = inodes
+        self._journal = journal
+        self._slabs = slabs
+        self._cache = cache
+        self.contents: dict[int, Content] = {}
+        self._sessions: dict[int, bytes] = {}
+        """Sessions that have sent a version and may send another."""
+        self._recover()
+
+    def _recover(self) -> None:
+        """What a daemon that died had staged and not yet put in the journal is to be sent too."""
+        now = time.time_ns()
+        with self._db.transaction():
+            for ino, bucket in self._db.execute("SELECT ino, bucket FROM inode WHERE dirty = 1").fetchall():
+                self._journal.add_write(bucket, ino, now)
+                self._inodes.update(ino, dirty=0)
+
+    # Life of a content
+
+    def acquire(self, ino: int, *, write: bool = False) -> Content | None:
+        """The content of a file, to be released again; None when its slices have to be asked for."""
+        content = self.contents.get(ino)
+        if content is None:
+            content = self._load(ino)
+            if content is None:
+                return None
+            self.contents[ino] = content
+        if write:
+            if not content.writers and content.snapshot is None and (Op.WRITE, ino) in self._journal.open:
+                self._take_snapshot(content)
+            content.writers += 1
+        content.users += 1
+        return content
+
+    def release(self, content: Content, *, write: bool = False) -> None:
+        """The inverse of :meth:`acquire`; the last writer's release seals."""
+        content.users -= 1
+        if write:
+            content.writers -= 1
+            if not content.writers:
+                self.seal(content)
+        if not content.users:
+            self.save_times(content)
+            del self.contents[content.ino]
+
+    def _load(self, ino: int) -> Content | None:
+        inode = self._inodes.get(ino)
+        packed = self._inodes.content(ino)
+        if inode is None or packed is None:
+            return None
+        rows = self._db.execute(
+            "SELECT offset, length, slab, position, gen, chunk FROM staged WHERE ino = ? ORDER BY offset", (ino,)
+        )
+        layers = Layers(unpack_slices(packed), ExtentMap(Extent._make(row) for row in rows), inode.size)
+        session = self._sessions.get(ino) or os.urandom(16)
+        return Content(ino, inode.bucket, layers, inode.version, session)
+
+    # Changes
+
+    def write(self, content: Content, offset: int, data: bytes) -> None:
+        """Put ``data`` at ``offset``. Raises OSError(ENOSPC) with nothing changed."""
+        end = offset + len(data)
+        content.times_ns = time.time_ns()
+        over = content.layers.overlay.overlapping(offset, end)
+        if len(over) == 1:
+            (extent,) = over
+            if extent.slab and extent.gen == content.gen and extent.offset <= offset and end <= extent.end:
+                content.lowest_write = min(content.lowest_write, offset)
+                self._slabs.write(extent.slab, extent.position + offset - extent.offset, data)
+                return
+        self._cache.require_room(len(data))
+        slab, position = self._place(content, offset, data, over)
+        content.lowest_write = min(content.lowest_write, offset)
+        with self._db.transaction():
+            freed = self._fill_gap(content, offset)
+            freed += self._lay(content, Extent(offset, len(data), slab, position, content.gen))
+            content.layers.size = max(content.layers.size, end)
+            self._note(content)
+        self._discard(content, freed)
+
+    def _place(self, content: Content, offset: int, data: bytes, over: list[Extent]) -> tuple[int, int]:
+        """Store the bytes where nothing that must stay is; returns slab and position."""
+        if not content.private or content.private not in self._slabs or offset < content.floor:
+            scattered = content.private and len(data) <= SMALL
+            if scattered or self._staged_bytes(content) + len(data) <= SMALL:
+                return self._slabs.append(data)
+            content.private = self._slabs.create()
+            content.floor = 0
+        end = offset + len(data)
+        known = sum(
+            min(end, extent.end) - max(offset, extent.offset) for extent in over if extent.slab == content.private
+        )
+        self._slabs.write(content.private, offset, data)
+        self._slabs.used += len(data) - known
+        return content.private, offset
+
+    def _staged_bytes(self, content: Content) -> int:
+        return sum(extent.length for extent in content.layers.overlay if extent.slab)
+
+    def truncate(self, content: Content, size: int) -> None:
+        """Cut the file off, or extend it with zeros."""
+        freed: list[Extent] = []
+        content.times_ns = time.time_ns()
+        content.lowest_write = min(content.lowest_write, size)
+        with self._db.transaction():
+            if size > content.layers.size:
+                freed = self._fill_gap(content, size)
+            else:
+                gone, fresh = content.layers.overlay.cut(size)
+                self._db.execute("DELETE FROM staged WHERE ino = ? AND offset >= ?", (content.ino, size))
+                self._store(content, fresh)
+                freed = [extent.part(max(size, extent.offset), extent.end) for extent in gone]
+                if not size and content.snapshot is None:
+                    content.layers.rebase([])
+                    self._inodes.update(content.ino, content=pack_slices([]))
+            content.layers.size = size
+            self._note(content)
+        self._discard(content, freed)
+
+    def _fill_gap(self, content: Content, offset: int) -> list[Extent]:
+        """Zeros from the present end to ``offset``, where something underneath would show otherwise."""
+        size = content.layers.size
+        below = max(content.layers.base_size, content.snapshot.layers.size if content.snapshot else 0)
+        if offset <= size or below <= size:
+            return []
+        return self._lay(content, Extent(size, offset - size, 0, 0, content.gen))
+
+    def _lay(self, content: Content, extent: Extent) -> list[Extent]:
+        """Put an extent on top; returns the parts it covers."""
+        gone, fresh = content.layers.overlay.put(extent)
+        kept = {piece.offset for piece in fresh}
+        for old in gone:
+            if old.offset not in kept:
+                self._db.execute("DELETE FROM staged WHERE ino = ? AND offset = ?", (content.ino, old.offset))
+        self._store(content, fresh)
+        covered = []
+        for old in gone:
+            start, end = max(old.offset, extent.offset), min(old.end, extent.end)
+            if start < end:
+                part = old.part(start, end)
+                if part.slab != extent.slab or part.position - part.offset != extent.position - extent.offset:
+                    covered.append(part)
+        return covered
+
+    def _store(self, content: Content, extents: list[Extent]) -> None:
+        for extent in extents:
+            self._db.execute("INSERT OR REPLACE INTO staged VALUES (?, ?, ?, ?, ?, ?, ?)", (content.ino, *extent))
+
+    def _note(self, content: Content) -> None:
+        """The file changed: into its row, inside the caller's transaction."""
+        content.dirty = True
+        self._db.execute(
+            "UPDATE inode SET size = ?, mtime = ?, ctime = ?, dirty = 1 WHERE ino = ?",
+            (content.layers.size, content.times_ns, content.times_ns, content.ino),
+        )
+        content.times_ns = 0
+
+    def save_times(self, content: Content) -> None:
+        """Put the time of writes that changed nothing else in the database."""
+        if content.times_ns:
+            with self._db.transaction():
+                self._note(content)
+
+    def _discard(self, content: Content, extents: list[Extent]) -> None:
+        """These bytes are not in the file any more."""
+        ranges = [(extent.slab, extent.position, extent.length) for extent in extents if extent.slab]
+        if not ranges:
+            return
+        if content.snapshot is not None:
+            content.garbage += ranges
+        else:
+            self._cache.free(ranges)
+
+    def replace(self, content: Content, extent: Extent) -> None:
+        """A chunk the nodes have holds the bytes of this range: let it stand for them."""
+        source = content.layers.plan(extent.offset, extent.end)
+        first = source[0]
+        whole = len(source) == 1 and bool(first.slab)
+        with self._db.transaction():
+            cached = whole and self._cache.add(extent.chunk, first.slab, first.position, extent.length)
+            freed = self._lay(content, extent)
+        content.floor = max(content.floor, extent.end)
+        if not cached:
+            self._discard(content, freed)
+
+    # Sealing and sending
+
+    def seal(self, content: Content) -> None:
+        """End a generation: what has been written so far is to be sent."""
+        self.save_times(content)
+        if not content.dirty:
+            return
+        with self._db.transaction():
+            self._journal.add_write(content.bucket, content.ino, time.time_ns())
+            self._inodes.update(content.ino, dirty=0)
+        content.dirty = False
+        if content.writers:
+            self._take_snapshot(content)
+
+    def _take_snapshot(self, content: Content) -> Snapshot:
+        open_ = content.writers > 0
+        if open_:
+            self._sessions[content.ino] = content.session
+        content.snapshot = Snapshot(
+            content.ino, content.gen, content.layers.copy(), content.version, content.session, open_
+        )
+        content.gen += 1
+        content.floor = content.layers.size
+        return content.snapshot
+
+    def snapshot(self, content: Content, gen: int | None = None) -> Snapshot:
+        """What was sealed last, for the uploader, who holds the content meanwhile.
+
+        ``gen``: what an earlier daemon had sealed up to this generation.
+        """
+        sealed = content.snapshot or self._take_snapshot(content)
+        if gen is not None:
+            sealed.gen = gen
+            sealed.layers.overlay = ExtentMap(extent for extent in sealed.layers.overlay if extent.gen <= gen)
+        return sealed
+
+    def committed(self, sent: Snapshot, slices: list[Slice], version: bytes) -> list[tuple[int, int, int]]:
+        """The nodes have ``sent`` as ``version``: its slices replace its extents, the bytes become cache.
+
+        Inside the caller's transaction; pass the slab ranges it returns to :meth:`settle` behind it.
+        """
+        self._db.execute("DELETE FROM staged WHERE ino = ? AND gen <= ?", (sent.ino, sent.gen))
+        self._inodes.update(sent.ino, content=pack_slices(slices), version=version)
+        left_by_slab: dict[int, ExtentMap] = {}
+        for extent in sent.layers.overlay:
+            if extent.slab:
+                inverse = Extent(extent.position, extent.length, extent.slab, extent.offset, 0)
+                left_by_slab.setdefault(extent.slab, ExtentMap()).put(inverse)
+        offset = 0
+        for piece in slices:
+            if piece.chunk and not piece.offset:
+                source = sent.layers.plan(offset, offset + piece.length)
+                slab, position = source[0].slab, source[0].position
+                if len(source) == 1 and slab and self._cache.add(piece.chunk, slab, position, piece.length):
+                    left_by_slab[slab].put(Extent(position, piece.length, 0, 0, 0))
+            offset += piece.length
+        return [
+            (slab, extent.offset, extent.length)
+            for slab, extents in left_by_slab.items()
+            for extent in extents
+            if extent.slab
+        ]
+
+    def settle(self, sent: Snapshot, slices: list[Slice], version: bytes, ranges: list[tuple[int, int, int]]) -> None:
+        """After the transaction of :meth:`committed`: the contents in use follow, and space comes free."""
+        content = self.contents.get(sent.ino)
+        if content is not None:
+            if content.snapshot is sent:
+                content.snapshot = None
+                ranges = ranges + content.garbage
+                content.garbage = []
+            for layers in [content.layers, *([content.snapshot.layers] if content.snapshot else [])]:
+                layers.overlay = ExtentMap(extent for extent in layers.overlay if extent.gen > sent.gen)
+                layers.rebase(slices)
+            if content.snapshot is not None:
+                content.snapshot.version = version
+            content.version = version
+            content.private = 0
+        if not sent.open:
+            self._sessions.pop(sent.ino, None)
+        self._cache.free(ranges)
+
+    def forget(self, ino: int) -> None:
+        """Nothing needs the staged bytes of a file any more."""
+        ranges = self._db.execute("SELECT slab, position, length FROM staged WHERE ino = ? AND slab", (ino,)).fetchall()
+        with self._db.transaction():
+            self._db.execute("DELETE FROM staged WHERE ino = ?", (ino,))
+            self._inodes.delete(ino)
+        self._cache.free(ranges)
+
+    def staged_bytes(self) -> int:
+        """Bytes that the nodes do not have yet."""
+        return int(self._db.execute("SELECT ifnull(sum(length), 0) FROM staged WHERE slab").get)
