@@ -1,0 +1,125 @@
+"""The stored form of a chunk: what travels to a node and lies on its disk.
+
+A header (see ``HEADER``), then the payload: the plaintext, or its zstd frame when that is smaller.
+The checksum covers the header's other fields too, so any bit that flips anywhere is found without
+knowing the bucket's key.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+import zstandard
+from blake3 import blake3
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+MAX_CHUNK = 8 * 1024 * 1024
+"""Bytes of plaintext in the largest chunk."""
+
+ID_SIZE = 32
+"""Bytes in a chunk id."""
+
+MAGIC = b"MFCH"
+VERSION = 1
+RAW = 0
+ZSTD = 1
+
+_FIELDS = struct.Struct(">4sBBxxI")
+HEADER = _FIELDS.size + 32
+"""Bytes before the payload: magic, version, codec, two zeros, plaintext length (big-endian), then 32
+bytes of BLAKE3 over the fields before and the payload behind."""
+
+MAX_STORED = HEADER + MAX_CHUNK
+"""Bytes in the largest stored form."""
+
+
+class CorruptChunk(Exception):
+    """A stored chunk is not what its writer stored, or never was a chunk."""
+
+
+class _Zstd(threading.local):
+    """zstd contexts must not be shared by threads, and are dear to create."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=1)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_zstd = _Zstd()
+
+
+def chunk_id(chunk_key: bytes, plaintext: Buffer) -> bytes:
+    """The id of a chunk: 32 bytes of BLAKE3 of its plaintext, keyed with the bucket's 32-byte key."""
+    return blake3(plaintext, key=chunk_key).digest()
+
+
+def encode(plaintext: Buffer) -> bytes:
+    """The stored form of ``plaintext``. Raises ``ValueError`` when it is longer than ``MAX_CHUNK``."""
+    view = memoryview(plaintext).cast("B")
+    if len(view) > MAX_CHUNK:
+        raise ValueError(f"a chunk of {len(view)} bytes is longer than {MAX_CHUNK}")
+    codec, payload = RAW, view
+    compressed = _zstd.compressor.compress(view)
+    if len(compressed) < len(view):
+        codec, payload = ZSTD, memoryview(compressed)
+    fields = _FIELDS.pack(MAGIC, VERSION, codec, len(view))
+    return b"".join((fields, _checksum(fields, payload), payload))
+
+
+def verify(stored: Buffer) -> None:
+    """Check header and checksum without decoding. Raises ``CorruptChunk``."""
+    _open(stored)
+
+
+def decode(stored: Buffer) -> bytes | memoryview:
+    """The plaintext of a stored chunk; a view of ``stored`` when it is not compressed.
+
+    Raises ``CorruptChunk``. Never allocates more than ``MAX_CHUNK`` bytes, whatever a frame claims.
+    """
+    codec, length, payload = _open(stored)
+    if codec == RAW:
+        return payload
+    try:
+        if zstandard.frame_content_size(payload) != length:
+            raise CorruptChunk("the frame's length differs from the header's")
+        plaintext = _zstd.decompressor.decompress(payload, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise CorruptChunk(f"not a zstd frame: {error}") from error
+    if len(plaintext) != length:
+        raise CorruptChunk(f"{len(plaintext)} bytes of plaintext, not {length}")
+    return plaintext
+
+
+def open_chunk(chunk_key: bytes, expected: bytes, stored: Buffer) -> bytes | memoryview:
+    """The plaintext of a stored chunk, proven to be the one with the id ``expected``.
+
+    Raises ``CorruptChunk`` when it is damaged or is another chunk.
+    """
+    plaintext = decode(stored)
+    if chunk_id(chunk_key, plaintext) != expected:
+        raise CorruptChunk(f"the content is not that of chunk {expected.hex()}")
+    return plaintext
+
+
+def _checksum(fields: Buffer, payload: Buffer) -> bytes:
+    return blake3(fields).update(payload).digest()
+
+
+def _open(stored: Buffer) -> tuple[int, int, memoryview]:
+    """Codec, plaintext length and payload of a stored chunk whose checksum is right."""
+    view = memoryview(stored).cast("B")
+    if len(view) < HEADER:
+        raise CorruptChunk(f"{len(view)} bytes are too few for a chunk")
+    magic, version, codec, length = _FIELDS.unpack_from(view)
+    payload = view[HEADER:]
+    if magic != MAGIC or version != VERSION or codec not in (RAW, ZSTD):
+        raise CorruptChunk(f"unknown chunk format {magic!r}, version {version}, codec {codec}")
+    if length > MAX_CHUNK or len(payload) > length or (codec == RAW and len(payload) != length):
+        raise CorruptChunk(f"a payload of {len(payload)} bytes cannot hold a chunk of {length}")
+    if _checksum(view[: _FIELDS.size], payload) != view[_FIELDS.size : HEADER]:
+        raise CorruptChunk("the checksum does not match")
+    return codec, length, payload
