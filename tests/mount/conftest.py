@@ -44,9 +44,7 @@ class Folder:
 
 
 @pytest.fixture(scope="module")
-def folder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Folder]:
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folder]:
     """One mount of one bucket for all tests of a module."""
     if request.config.getoption("plain"):
         yield Folder(tmp_path_factory.mktemp("plain"))
