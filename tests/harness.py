@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import httpx
 
@@ -80,7 +80,7 @@ class Node:
         """Start the process and wait for its ``ready`` line."""
         assert self._process is None, "the server is running"
         listen = self.url.removeprefix("http://") or "127.0.0.1:0"
-        args = [BIN / "nodeserver", "serve", "--data", self.data, "--listen", listen, *self.options]
+        args: list[str | Path] = [BIN / "nodeserver", "serve", "--data", self.data, "--listen", listen, *self.options]
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
         line = _first_line(self._process, START)
@@ -139,7 +139,7 @@ class Node:
 class Mount:
     """A ``mountfs mount --foreground`` process, its mount point and its state directory."""
 
-    live: set[Mount] = set()
+    live: ClassVar[set[Mount]] = set()
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class Mount:
         with contextlib.suppress(FileExistsError):
             self.path.mkdir(parents=True)
         Mount.live.add(self)
-        args = [BIN / "mountfs", *self.arguments_of_mount(), "--foreground"]
+        args: list[str | Path] = [BIN / "mountfs", *self.arguments_of_mount(), "--foreground"]
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 args, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
+
+
+class NotSupported(OSError):
+    """EOPNOTSUPP: this file system does not do that."""
+
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -19,8 +25,9 @@ def renameat2(source: bytes | str | os.PathLike[str], target: bytes | str | os.P
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2). Raises OSError."""
+    """fallocate(2). Raises OSError, NotSupported."""
     call = _libc.fallocate64
     call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     if call(fd, mode, offset, length):
-        raise OSError(number := ctypes.get_errno(), os.strerror(number))
+        kind = NotSupported if ctypes.get_errno() == errno.EOPNOTSUPP else OSError
+        raise kind(number := ctypes.get_errno(), os.strerror(number))

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import Folder
-from tests.mount.posix import RENAME_EXCHANGE, RENAME_NOREPLACE, fallocate, renameat2
+from tests.mount.posix import RENAME_EXCHANGE, RENAME_NOREPLACE, NotSupported, fallocate, renameat2
 
 GIB = 1 << 30
 
@@ -83,7 +83,7 @@ def test_names_may_be_255_arbitrary_bytes(here: Path, folder: Folder) -> None:
             assert os.read(fd, 300) == name
     for number, call in enumerate((os.mkdir, os.mkfifo, os.unlink, os.lstat)):
         with fails_with(errno.ENAMETOOLONG):
-            call(os.fsencode(here) + b"/" + b"n" * (256 + number))  # type: ignore[operator]
+            call(os.fsencode(here) + b"/" + b"n" * (256 + number))
 
 
 def test_paths_may_be_4096_bytes(here: Path, folder: Folder) -> None:
@@ -395,13 +395,11 @@ def test_holes_read_as_zeros_and_cost_no_space(here: Path, folder: Folder) -> No
 def test_fallocate_fails_cleanly_where_it_is_not_supported(here: Path) -> None:
     with opened(here / "file", os.O_CREAT | os.O_RDWR) as fd:
         os.write(fd, b"x" * 10_000)
-        try:
+        expected = b"x" * 4096
+        with contextlib.suppress(NotSupported):
             fallocate(fd, 3, 0, 4096)  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-        except OSError as error:
-            assert error.errno == errno.EOPNOTSUPP
-            assert os.pread(fd, 4096, 0) == b"x" * 4096
-        else:
-            assert os.pread(fd, 4096, 0) == bytes(4096)
+            expected = bytes(4096)
+        assert os.pread(fd, 4096, 0) == expected
         assert os.fstat(fd).st_size == 10_000
 
 

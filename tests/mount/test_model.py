@@ -1,0 +1,96 @@
+"""The mount agrees with a real directory about random operations, over remounts, kills and server restarts."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule, run_state_machine_as_test
+
+from tests.conftest import MakeMount
+from tests.harness import Mount
+from tests.mount.conftest import Folder
+from tests.mount.model import Model, OnDisk, differences, read_tree
+
+NUMBERS = itertools.count()
+
+
+def profile(soak: int, examples: int, steps: int) -> settings:
+    """Few and always the same examples; with --soak many and new ones, and failures are shrunk."""
+    phases = [Phase.generate, Phase.shrink] if soak > 1 else [Phase.generate]
+    return settings(
+        max_examples=examples * soak,
+        stateful_step_count=steps,
+        derandomize=soak == 1,
+        database=None,
+        deadline=None,
+        phases=phases,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+class OnPlain(Model):
+    """The steps of the model on two directories, each example in new ones."""
+
+    def __init__(self, folder: Folder, real: Path) -> None:
+        super().__init__()
+        name = f"example{next(NUMBERS)}"
+        self.folder = folder
+        self.roots = [folder.path / name, real / name]
+        for root in self.roots:
+            root.mkdir()
+        self.tested, self.real = (OnDisk(os.fsencode(root)) for root in self.roots)
+
+    def teardown(self) -> None:
+        super().teardown()
+        for root in self.roots:
+            shutil.rmtree(root)
+
+
+class OnMount(OnPlain):
+    """On a mount and a directory, with the accidents of a mount's life; at the end the server has it all."""
+
+    def __init__(self, folder: Folder, real: Path, second: Mount) -> None:
+        super().__init__(folder, real)
+        self.second = second
+
+    @precondition(lambda self: bool(self.folder.mount))
+    @rule(sig=st.sampled_from([signal.SIGTERM, signal.SIGKILL]))
+    def remount(self, sig: signal.Signals) -> None:
+        assert self.folder.mount
+        self.close_all()
+        self.folder.mount.remount(sig)
+
+    @precondition(lambda self: bool(self.folder.node))
+    @rule(sig=st.sampled_from([signal.SIGTERM, signal.SIGKILL]))
+    def restart_the_server(self, sig: signal.Signals) -> None:
+        assert self.folder.node
+        self.folder.node.restart(sig)
+
+    def teardown(self) -> None:
+        self.close_all()
+        self.folder.sync()
+        self.second.start()
+        seen = read_tree(OnDisk(os.fsencode(self.second.path / self.roots[0].name)))
+        self.second.stop()
+        shutil.rmtree(self.second.state)
+        found = differences(seen, read_tree(self.real))
+        assert not found, "a second mount with an empty state sees:\n" + "\n".join(found)
+        super().teardown()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes of owner need root")
+def test_random_operations_agree_with_a_real_directory(
+    folder: Folder, tmp_path: Path, make_module_mount: MakeMount, soak: int
+) -> None:
+    def machine() -> Model:
+        return OnMount(folder, tmp_path, second) if second else OnPlain(folder, tmp_path)
+
+    second = make_module_mount(folder.node, "programs", start=False) if folder.node else None
+    run_state_machine_as_test(machine, settings=profile(soak, examples=12, steps=40))  # type: ignore[arg-type]
