@@ -228,8 +228,21 @@ PATHS = [*NAMES] * 3 + [b"/".join((x, y)) for x in NAMES[:2] for y in NAMES] * 2
 PATHS += [b"/".join((x, y, z)) for x in NAMES[:2] for y in NAMES[:2] for z in NAMES[:2]]
 SIZES = [0, 1, 7, 4095, 4096, 10_000, 65_536, 131_071, 140_000, 524_289, 1_500_000]
 
-path = st.sampled_from(PATHS)
-any_path = st.sampled_from([b"", *PATHS])
+
+def _existing(kind: str) -> st.SearchStrategy[bytes]:
+    """Paths whose ``ls -l`` line begins with one of these letters, as far as there are any."""
+
+    def choose(model: Model) -> st.SearchStrategy[bytes]:
+        return st.sampled_from([path for path, node in model.tree.items() if path and node.mode[0] in kind] or PATHS)
+
+    return st.runner().flatmap(choose)
+
+
+path = st.one_of(_existing("-dlps"), st.sampled_from(PATHS))
+fresh = st.one_of(st.sampled_from(PATHS), st.sampled_from(PATHS), path)
+file = st.one_of(_existing("-"), _existing("-"), path)
+directory = st.one_of(_existing("d"), path)
+any_path = st.one_of(_existing("-dlps"), st.just(b""), path)
 size = st.sampled_from(SIZES)
 which = st.integers(0, 5)
 mode = st.sampled_from([0o644, 0o600, 0o777, 0o755, 0o4755, 0o2775, 0o1777, 0o000])
@@ -257,6 +270,7 @@ class Model(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.handles: list[tuple[int, int]] = []
+        self.tree: Tree = {}
 
     def both(self, call: Callable[[FileSystem], object], shown: str = "the result") -> None:
         """Do it on both sides and compare what comes of it."""
@@ -281,7 +295,7 @@ class Model(RuleBasedStateMachine):
         self.save(b"a/b", b"second" * 30_000, 0)
 
     @precondition(lambda self: len(self.handles) < 5)
-    @rule(path=path, flags=flags, mode=mode)
+    @rule(path=file, flags=flags, mode=mode)
     def open(self, path: bytes, flags: int, mode: int) -> None:
         opened: list[int] = []
         self.both(lambda fs: opened.append(fs.open(path, flags, mode)))
@@ -324,7 +338,7 @@ class Model(RuleBasedStateMachine):
 
         self.on_handle(number, facts)
 
-    @rule(path=path, data=data, offset=st.sampled_from([0, 0, 0, 5000]))
+    @rule(path=file, data=data, offset=st.sampled_from([0, 0, 0, 5000]))
     def save(self, path: bytes, data: bytes, offset: int) -> None:
         """Open, truncate, write, close: what most programs do."""
 
@@ -337,7 +351,7 @@ class Model(RuleBasedStateMachine):
 
         self.both(do)
 
-    @rule(path=path, data=data, offset=size)
+    @rule(path=file, data=data, offset=size)
     def patch(self, path: bytes, data: bytes, offset: int) -> None:
         """Change a part of a file that exists."""
 
@@ -350,7 +364,7 @@ class Model(RuleBasedStateMachine):
 
         self.both(do)
 
-    @rule(path=path, data=data)
+    @rule(path=file, data=data)
     def append(self, path: bytes, data: bytes) -> None:
         def do(fs: FileSystem) -> object:
             handle = fs.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -361,19 +375,19 @@ class Model(RuleBasedStateMachine):
 
         self.both(do)
 
-    @rule(path=path, size=size)
+    @rule(path=file, size=size)
     def truncate(self, path: bytes, size: int) -> None:
         self.both(lambda fs: fs.truncate(path, size))
 
-    @rule(path=any_path, mode=mode)
+    @rule(path=fresh, mode=mode)
     def mkdir(self, path: bytes, mode: int) -> None:
         self.both(lambda fs: fs.mkdir(path, mode))
 
-    @rule(path=path)
+    @rule(path=directory)
     def rmdir(self, path: bytes) -> None:
         self.both(lambda fs: fs.rmdir(path))
 
-    @rule(path=path, kind=st.sampled_from([stat.S_IFIFO, stat.S_IFREG, stat.S_IFSOCK]), mode=mode)
+    @rule(path=fresh, kind=st.sampled_from([stat.S_IFIFO, stat.S_IFREG, stat.S_IFSOCK]), mode=mode)
     def mknod(self, path: bytes, kind: int, mode: int) -> None:
         self.both(lambda fs: fs.mknod(path, kind | mode))
 
@@ -381,15 +395,15 @@ class Model(RuleBasedStateMachine):
     def unlink(self, path: bytes) -> None:
         self.both(lambda fs: fs.unlink(path))
 
-    @rule(source=path, to=path, flags=st.sampled_from([0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE]))
+    @rule(source=path, to=fresh, flags=st.sampled_from([0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE]))
     def rename(self, source: bytes, to: bytes, flags: int) -> None:
         self.both(lambda fs: fs.rename(source, to, flags))
 
-    @rule(source=path, to=path)
+    @rule(source=path, to=fresh)
     def link(self, source: bytes, to: bytes) -> None:
         self.both(lambda fs: fs.link(source, to))
 
-    @rule(text=st.sampled_from([b"a", b"b", b"../b", b"nowhere", b"x" * 4000]), path=path)
+    @rule(text=st.sampled_from([b"a", b"b", b"../b", b"nowhere", b"x" * 4000]), path=fresh)
     def symlink(self, text: bytes, path: bytes) -> None:
         self.both(lambda fs: fs.symlink(text, path))
 
@@ -428,7 +442,8 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def the_trees_agree(self) -> None:
-        found = differences(read_tree(self.tested), read_tree(self.real))
+        self.tree = read_tree(self.real)
+        found = differences(read_tree(self.tested), self.tree)
         assert not found, "\n".join(found)
 
     def teardown(self) -> None:

@@ -93,4 +93,4 @@ def test_random_operations_agree_with_a_real_directory(
         return OnMount(folder, tmp_path, second) if second else OnPlain(folder, tmp_path)
 
     second = make_module_mount(folder.node, "programs", start=False) if folder.node else None
-    run_state_machine_as_test(machine, settings=profile(soak, examples=12, steps=40))  # type: ignore[arg-type]
+    run_state_machine_as_test(machine, settings=profile(soak, examples=20, steps=50))  # type: ignore[arg-type]
