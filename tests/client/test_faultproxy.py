@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import pytest
+
 from tests.faultproxy import FaultProxy
 
 CONTENT = bytes(range(256)) * 1024

@@ -1,0 +1,270 @@
+"""The calls of the ``/v1`` API."""
+
+from __future__ import annotations
+
+import base64
+import ssl
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import quote
+
+import anyio
+import httpx
+import msgspec
+
+from nodeserver.client.breaker import Observer, State
+from nodeserver.client.connection import Buffer
+from nodeserver.client.errors import BadAnswer, Refused
+from nodeserver.client.node import STORED, Node
+from nodeserver.client.transport import Transport
+from nodeserver.protocol.errors import Code
+from nodeserver.protocol.ids import new_id
+from nodeserver.protocol.wire import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_CHUNKS,
+    Bucket,
+    Buckets,
+    BucketSettings,
+    Changes,
+    ChunkId,
+    ChunkIds,
+    Commit,
+    Committed,
+    FileAnswer,
+    FileId,
+    Listing,
+    NewBucket,
+    Server,
+    pack,
+)
+
+T = TypeVar("T")
+
+
+class _Chunks(msgspec.Struct):
+    """A ``ChunkBatch`` whose chunks are views of the answer."""
+
+    chunks: list[tuple[ChunkId, memoryview]]
+
+
+class Client:
+    """A connection to one node server; see :func:`connect`.
+
+    Every call takes ``deadline``, the seconds it may take with its retries, instead of the client's own, and
+    raises :class:`~nodeserver.client.errors.ClientError`. All calls can be repeated without harm, and are.
+    Concurrent calls are welcome, all from one event loop. Bodies may be any contiguous buffer of bytes.
+    """
+
+    def __init__(
+        self, node: Node, transport: httpx.AsyncBaseTransport, metadata_deadline: float, data_deadline: float
+    ) -> None:
+        self._node = node
+        self._transport = transport
+        self._metadata = metadata_deadline
+        self._data = data_deadline
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._transport.aclose()
+
+    @property
+    def url(self) -> str:
+        """The server's, as it was given."""
+        return str(self._node.url)
+
+    @property
+    def state(self) -> State:
+        """Connected or not, since when, and the last failure."""
+        return self._node.breaker.state
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Call ``observer``, in the event loop, whenever the state changes; the result ends that."""
+        return self._node.breaker.observe(observer)
+
+    # server and buckets
+
+    async def server(self, *, deadline: float | None = None) -> Server:
+        """Who answers, its clock and its room."""
+        return await self._get("server", Server, deadline)
+
+    async def buckets(self, *, deadline: float | None = None) -> list[Bucket]:
+        """The buckets the token may see."""
+        return (await self._get("buckets", Buckets, deadline)).buckets
+
+    async def bucket(self, name: str, *, deadline: float | None = None) -> Bucket:
+        """The bucket of that name."""
+        return await self._get(_bucket(name), Bucket, deadline)
+
+    async def create_bucket(
+        self,
+        name: str,
+        id: bytes | None = None,  # noqa: A002
+        quota: int | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> Bucket:
+        """Create a bucket with a quota in bytes; with the ``id`` of one that exists, return that one."""
+        body = pack(NewBucket(id or new_id(), quota))
+        return await self._node.call("PUT", _bucket(name), Bucket, body=body, deadline=self._seconds(deadline))
+
+    async def set_bucket(self, name: str, settings: BucketSettings, *, deadline: float | None = None) -> Bucket:
+        """Change a bucket's settings."""
+        seconds = self._seconds(deadline)
+        return await self._node.call("PATCH", _bucket(name), Bucket, body=pack(settings), deadline=seconds)
+
+    async def delete_bucket(self, name: str, *, deadline: float | None = None) -> None:
+        """Delete an empty bucket."""
+        try:
+            await self._node.send("DELETE", _bucket(name), _ignore, deadline=self._seconds(deadline))
+        except Refused as refused:
+            if refused.code is not Code.NO_BUCKET or refused.tries == 1:
+                raise
+            # the answer to an earlier try was lost
+
+    # metadata
+
+    async def commit(self, bucket: str, commit: Commit, *, deadline: float | None = None) -> Committed:
+        """Apply a batch of operations, once however often it is sent."""
+        return await self.commit_packed(bucket, pack(commit), deadline=deadline)
+
+    async def commit_packed(self, bucket: str, commit: Buffer, *, deadline: float | None = None) -> Committed:
+        """As :meth:`commit`, of an encoded ``Commit``."""
+        path, seconds = f"{_bucket(bucket)}/commits", self._seconds(deadline)
+        return await self._node.call("POST", path, Committed, body=commit, deadline=seconds)
+
+    async def file(self, bucket: str, file_id: FileId, *, deadline: float | None = None) -> FileAnswer:
+        """A file with its whole manifest."""
+        return await self._get(_file(bucket, file_id), FileAnswer, deadline)
+
+    async def lookup(self, bucket: str, dir_id: FileId, name: bytes, *, deadline: float | None = None) -> FileAnswer:
+        """What a directory has under a name."""
+        return await self._get(f"{_file(bucket, dir_id)}/lookup?name={_base64(name)}", FileAnswer, deadline)
+
+    async def entries(
+        self, bucket: str, dir_id: FileId, after: bytes = b"", limit: int = 5000, *, deadline: float | None = None
+    ) -> Listing:
+        """A page of a directory's entries, those whose names follow ``after``."""
+        path = f"{_file(bucket, dir_id)}/entries?after={_base64(after)}&limit={limit}"
+        return await self._get(path, Listing, deadline)
+
+    async def changes(self, bucket: str, since: int, wait: float = 0.0, *, deadline: float | None = None) -> Changes:
+        """The commits after ``since``; waits up to ``wait`` seconds for the first. ``deadline`` comes on top."""
+        path, seconds = f"{_bucket(bucket)}/changes?since={since}&wait={wait:g}", self._seconds(deadline)
+        return await self._node.call("GET", path, Changes, deadline=wait + seconds)
+
+    # chunks
+
+    async def missing(self, bucket: str, ids: Sequence[ChunkId], *, deadline: float | None = None) -> list[ChunkId]:
+        """Those of ``ids`` that the bucket lacks."""
+        path, left = f"{_bucket(bucket)}/chunks/missing", _countdown(self._seconds(deadline))
+        missing: list[ChunkId] = []
+        for start in range(0, len(ids), MAX_BATCH_CHUNKS):
+            body = pack(ChunkIds(list(ids[start : start + MAX_BATCH_CHUNKS])))
+            missing += (await self._node.call("POST", path, ChunkIds, body=body, deadline=left())).ids
+        return missing
+
+    async def put_chunk(self, bucket: str, chunk: ChunkId, stored: Buffer, *, deadline: float | None = None) -> None:
+        """Store a chunk, in its stored form, durably."""
+        seconds = self._data if deadline is None else deadline
+        await self._node.send("PUT", _chunk(bucket, chunk), _ignore, body=stored, kind=STORED, deadline=seconds)
+
+    async def put_chunks(
+        self, bucket: str, chunks: Iterable[tuple[ChunkId, Buffer]], *, deadline: float | None = None
+    ) -> None:
+        """Store chunks, in their stored form, durably, as many to a request as it can carry."""
+        path, left = f"{_bucket(bucket)}/chunks", _countdown(self._data if deadline is None else deadline)
+        for batch in _batches(chunks):
+            body = msgspec.msgpack.encode({"chunks": batch})  # a ChunkBatch, of any buffers
+            await self._node.send("POST", path, _ignore, body=body, deadline=left())
+
+    async def get_chunk(self, bucket: str, chunk: ChunkId, *, deadline: float | None = None) -> Buffer:
+        """A chunk in its stored form, not verified."""
+        seconds = self._data if deadline is None else deadline
+        return await self._node.send("GET", _chunk(bucket, chunk), _itself, accept=STORED, deadline=seconds)
+
+    async def read_chunks(
+        self, bucket: str, ids: Sequence[ChunkId], *, deadline: float | None = None
+    ) -> list[tuple[ChunkId, Buffer]]:
+        """Chunks in their stored form, not verified, in the order of ``ids``; views of shared buffers."""
+        path, left = f"{_bucket(bucket)}/chunks/read", _countdown(self._data if deadline is None else deadline)
+        chunks: list[tuple[ChunkId, Buffer]] = []
+        while len(chunks) < len(ids):
+            asked = list(ids[len(chunks) : len(chunks) + MAX_BATCH_CHUNKS])
+            answer = await self._node.call("POST", path, _Chunks, body=pack(ChunkIds(asked)), deadline=left())
+            if not answer.chunks or [chunk for chunk, _ in answer.chunks] != asked[: len(answer.chunks)]:
+                raise BadAnswer("the server answered with other chunks than those asked for")
+            chunks += answer.chunks
+        return chunks
+
+    async def _get(self, path: str, answer: type[T], deadline: float | None) -> T:
+        return await self._node.call("GET", path, answer, deadline=self._seconds(deadline))
+
+    def _seconds(self, deadline: float | None) -> float:
+        return self._metadata if deadline is None else deadline
+
+
+def connect(
+    url: str,
+    token: str,
+    *,
+    metadata_deadline: float = 10.0,
+    data_deadline: float = 60.0,
+    transport: httpx.AsyncBaseTransport | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+) -> Client:
+    """A client of the node server at ``url``, to be used with ``async with``. Nothing is sent yet.
+
+    Deadlines are in seconds. ``transport`` takes the place of the client's own, ``ssl_context`` that of the
+    default one for https. Raises InvalidUrl, and ValueError for a token that cannot be sent.
+    """
+    transport = transport or Transport(ssl_context=ssl_context)
+    return Client(Node(url, token, transport), transport, metadata_deadline, data_deadline)
+
+
+def _bucket(name: str) -> str:
+    return f"buckets/{quote(name, safe='')}"
+
+
+def _file(bucket: str, file_id: FileId) -> str:
+    return f"{_bucket(bucket)}/files/{file_id.hex()}"
+
+
+def _chunk(bucket: str, chunk: ChunkId) -> str:
+    return f"{_bucket(bucket)}/chunks/{chunk.hex()}"
+
+
+def _base64(name: bytes) -> str:
+    return base64.urlsafe_b64encode(name).rstrip(b"=").decode("ascii")
+
+
+def _ignore(body: Buffer) -> None:
+    """For answers that say nothing."""
+
+
+def _itself(body: Buffer) -> Buffer:
+    return body
+
+
+def _countdown(seconds: float) -> Callable[[], float]:
+    """How many of ``seconds`` are left."""
+    until = anyio.current_time() + seconds
+    return lambda: until - anyio.current_time()
+
+
+def _batches(chunks: Iterable[tuple[ChunkId, Buffer]]) -> Iterator[list[tuple[ChunkId, Buffer]]]:
+    """``chunks`` in groups that a request can carry."""
+    batch: list[tuple[ChunkId, Buffer]] = []
+    size = 0
+    for chunk, stored in chunks:
+        if batch and (len(batch) == MAX_BATCH_CHUNKS or size + len(stored) > MAX_BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append((chunk, stored))
+        size += len(stored)
+    if batch:
+        yield batch

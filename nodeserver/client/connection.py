@@ -1,0 +1,202 @@
+"""One HTTP/1.1 connection whose bytes are moved by the event loop or by a thread."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+
+import anyio
+import anyio.to_thread
+import httpx
+
+from nodeserver.client.http1 import END, HEAD_MAX, Head, parse_head, parse_size, request_head
+from nodeserver.client.sockets import nonblocking, shut_down
+
+BULK = 128 * 1024
+"""Bytes from which a thread moves them."""
+ANSWER_MAX = 128 * 1024 * 1024
+"""Bytes in the body of an answer."""
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Connection:
+    """A connected socket. One request at a time; :meth:`close` may be called while it runs."""
+
+    def __init__(self, sock: socket.socket, limiter: anyio.CapacityLimiter) -> None:
+        self._sock = sock
+        self._limiter = limiter
+        self._scratch = memoryview(bytearray(HEAD_MAX))
+        self._unread = memoryview(b"")
+        self._used = time.monotonic()
+        self._lock = threading.Lock()
+        self._on_thread = False
+        self._closed = False
+
+    def usable(self, keep: float) -> bool:
+        """Whether it was used in the last ``keep`` seconds and nothing has come since, not its end either."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return time.monotonic() - self._used < keep and not poll.poll(0)
+
+    def close(self) -> None:
+        """End the connection."""
+        with self._lock:
+            self._closed = True
+            if self._on_thread:
+                # ends the thread's system call, and the thread closes: to close here would free the descriptor under it
+                shut_down(self._sock)
+            else:
+                self._sock.close()
+
+    async def exchange(self, request: httpx.Request, body: Buffer) -> tuple[Head, Buffer]:
+        """Send ``request`` with ``body``, return the head and the body of its answer.
+
+        Raises httpx.TransportError, after which, as after a cancellation, the connection must be closed.
+        """
+        try:
+            try:
+                await self._send(request_head(request), body)
+            except OSError as error:
+                return await self._answer_instead(request.method, error)
+            return await self._answer(request.method)
+        except OSError as error:
+            raise httpx.ReadError(str(error)) from error
+
+    # sending
+
+    async def _send(self, head: bytes, body: Buffer) -> None:
+        if len(body) >= BULK:
+            await self._in_thread(lambda: self._send_blocking(head, body))
+            return
+        data = memoryview(head + body)
+        while data:
+            count = await nonblocking(self._sock, lambda: self._sock.send(data), anyio.wait_writable)  # noqa: B023
+            data = data[count:]
+
+    def _send_blocking(self, head: bytes, body: Buffer) -> None:
+        self._sock.sendall(head)
+        self._sock.sendall(body)
+
+    async def _answer_instead(self, method: str, error: OSError) -> tuple[Head, Buffer]:
+        """What the server said before it stopped reading the request."""
+        try:
+            head, body = await self._answer(method)
+        except (OSError, httpx.TransportError):
+            raise httpx.WriteError(str(error)) from error
+        return head._replace(keep_alive=False), body
+
+    # receiving
+
+    async def _answer(self, method: str) -> tuple[Head, Buffer]:
+        head = parse_head(await self._until(END), method)
+        while head.status < 200:
+            head = parse_head(await self._until(END), method)
+        if head.chunked:
+            body = await self._chunked()
+        elif head.length is None:
+            body = await self._rest()
+        else:
+            body = await self._exactly(head.length)
+        self._used = time.monotonic()
+        return head._replace(keep_alive=head.keep_alive and not self._unread), body
+
+    async def _until(self, mark: bytes) -> bytes:
+        """What comes before ``mark``, which is consumed too."""
+        data = bytes(self._unread)
+        while (end := data.find(mark)) < 0:
+            if len(data) > HEAD_MAX:
+                raise httpx.RemoteProtocolError(f"more than {HEAD_MAX} bytes without an end of line or head")
+            data += await self._some(self._scratch)
+        self._unread = memoryview(data)[end + len(mark) :]
+        return data[:end]
+
+    async def _exactly(self, length: int) -> Buffer:
+        if length <= len(self._unread):
+            body, self._unread = self._unread[:length], self._unread[length:]
+            return body
+        _check_size(length)
+        buffer = bytearray(length)
+        view = memoryview(buffer)
+        view[: len(self._unread)] = self._unread
+        view, self._unread = view[len(self._unread) :], self._unread[:0]
+        if len(view) >= BULK:
+            await self._in_thread(lambda: self._receive_blocking(view))
+            return buffer
+        while view:
+            view = view[len(await self._some(view)) :]
+        return buffer
+
+    def _receive_blocking(self, view: memoryview) -> None:
+        flags = 0 if isinstance(self._sock, ssl.SSLSocket) else socket.MSG_WAITALL
+        while view:
+            count = self._sock.recv_into(view, 0, flags)
+            if not count:
+                raise _broken_off()
+            view = view[count:]
+
+    async def _chunked(self) -> Buffer:
+        body = bytearray()
+        while size := parse_size(await self._until(b"\r\n")):
+            _check_size(len(body) + size)
+            body += await self._exactly(size)
+            if await self._until(b"\r\n"):
+                raise httpx.RemoteProtocolError("a chunk of the body is longer than it says")
+        while await self._until(b"\r\n"):
+            pass  # trailers
+        return body
+
+    async def _rest(self) -> Buffer:
+        """Everything until the connection ends."""
+        body = bytearray(self._unread)
+        self._unread = self._unread[:0]
+        while count := await self._receive(self._scratch):
+            _check_size(len(body) + count)
+            body += self._scratch[:count]
+        return body
+
+    async def _some(self, view: memoryview) -> memoryview:
+        """At least one byte, read into the front of ``view``."""
+        count = await self._receive(view)
+        if not count:
+            raise _broken_off()
+        return view[:count]
+
+    async def _receive(self, view: memoryview) -> int:
+        return await nonblocking(self._sock, lambda: self._sock.recv_into(view), anyio.wait_readable)
+
+    # on a thread
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        await anyio.to_thread.run_sync(self._work, work, abandon_on_cancel=True, limiter=self._limiter)
+
+    def _work(self, work: Callable[[], None]) -> None:
+        with self._lock:
+            if self._closed:  # cancelled before it began
+                return
+            self._on_thread = True
+        try:
+            self._sock.setblocking(True)
+            work()
+            self._sock.setblocking(False)
+        finally:
+            self._leave_thread()
+
+    def _leave_thread(self) -> None:
+        with self._lock:
+            self._on_thread = False
+            if self._closed:
+                self._sock.close()
+
+
+def _broken_off() -> httpx.RemoteProtocolError:
+    return httpx.RemoteProtocolError("the server closed the connection in the middle of an answer")
+
+
+def _check_size(size: int) -> None:
+    if size > ANSWER_MAX:
+        raise httpx.RemoteProtocolError(f"an answer of {size} bytes is more than any there should be")

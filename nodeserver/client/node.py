@@ -1,0 +1,94 @@
+"""One node server: requests with credentials, retries and the circuit breaker, answers checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import httpx
+import msgspec
+
+from nodeserver import __version__
+from nodeserver.client.breaker import Breaker
+from nodeserver.client.connection import Buffer
+from nodeserver.client.errors import BadAnswer, InvalidUrl, mapped, refusal
+from nodeserver.client.retry import retried
+from nodeserver.client.transport import Body
+from nodeserver.protocol.wire import MSGPACK
+
+STORED = "application/octet-stream"
+"""The content type of a chunk in its stored form."""
+
+T = TypeVar("T")
+
+
+class Node:
+    """The server at ``url``. Raises InvalidUrl, and ValueError for a token that cannot be sent."""
+
+    def __init__(self, url: str, token: str, transport: httpx.AsyncBaseTransport) -> None:
+        if not (token.isascii() and token.isprintable() and token == token.strip()):
+            raise ValueError("the token has characters that no token has")
+        self.breaker = Breaker()
+        self.url = _base(url)
+        self._prefix = self.url.raw_path.rstrip(b"/") + b"/v1/"
+        self._transport = transport
+        self._headers = [
+            (b"Host", self.url.netloc),
+            (b"User-Agent", f"mountfs/{__version__}".encode()),
+            (b"Authorization", f"Bearer {token}".encode()),
+        ]
+
+    async def call(self, method: str, path: str, answer: type[T], *, deadline: float, body: Buffer | None = None) -> T:
+        """The answer to a request with a MessagePack body, decoded. Raises ClientError."""
+
+        def decode(data: Buffer) -> T:
+            return msgspec.msgpack.decode(data, type=answer)
+
+        return await self.send(method, path, decode, deadline=deadline, body=body)
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        decode: Callable[[Buffer], T],
+        *,
+        deadline: float,
+        body: Buffer | None = None,
+        kind: str = MSGPACK,
+        accept: str = MSGPACK,
+    ) -> T:
+        """What ``decode`` makes of the body of the answer to a request below ``/v1/``.
+
+        ``deadline`` is the time in seconds for everything, retries included. Raises ClientError.
+        """
+        url = self.url.copy_with(raw_path=self._prefix + path.encode("ascii"))
+        headers = [*self._headers, (b"Accept", accept.encode())]
+        if body is not None:
+            headers += [(b"Content-Type", kind.encode()), (b"Content-Length", b"%d" % len(body))]
+
+        async def request() -> T:
+            with mapped():
+                message = httpx.Request(method, url, headers=headers, stream=Body(body or b""))
+                return decode(await self._answer(message, accept))
+
+        return await retried(request, self.breaker, deadline)
+
+    async def _answer(self, request: httpx.Request, accept: str) -> Buffer:
+        response = await self._transport.handle_async_request(request)
+        body = response.stream.buffer if isinstance(response.stream, Body) else await response.aread()
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if response.status_code >= 400:
+            raise refusal(response.status_code, kind, body)
+        if not 200 <= response.status_code < 300:
+            raise BadAnswer(f"{request.url} answered with status {response.status_code}")
+        if body and kind != accept:
+            raise BadAnswer(f"{request.url} answered with {kind or 'no content type'} instead of {accept}")
+        return body
+
+
+def _base(url: str) -> httpx.URL:
+    with mapped():
+        parsed = httpx.URL(url)
+    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
+        raise InvalidUrl(f"{url!r} is not the URL of a node server: http(s)://HOST[:PORT] is")
+    return parsed

@@ -1,0 +1,59 @@
+"""Requests that are made again until one succeeds or the call's time is over."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+
+from nodeserver.client.breaker import Breaker
+from nodeserver.client.errors import CircuitOpen, ClientError, DeadlineExceeded
+
+BASE = 0.05
+"""Seconds that the first pause is at most; the most doubles with each try."""
+CAP = 2.0
+"""Seconds that any pause is at most."""
+
+T = TypeVar("T")
+
+
+def backoff(tries: int) -> float:
+    """Seconds to wait after so many failed tries: exponential, with full jitter."""
+    return random.uniform(0.0, min(CAP, BASE * 2 ** min(tries - 1, 16)))  # noqa: S311
+
+
+async def retried(request: Callable[[], Awaitable[T]], breaker: Breaker, deadline: float) -> T:
+    """The result of the first ``request`` that succeeds, within ``deadline`` seconds.
+
+    Raises what the last one raised when it is not transient or there is no time left for another.
+    A call that finds the circuit open raises CircuitOpen at once; one that has tried before waits for it.
+    """
+    until = anyio.current_time() + deadline
+    tries = 0
+    last: ClientError | None = None
+    while True:
+        try:
+            with breaker.request():
+                tries += 1
+                return await _in_time(request, until, deadline)
+        except CircuitOpen as error:
+            if last is None:
+                raise
+            pause = max(error.retry_in, backoff(tries))
+        except ClientError as error:
+            error.tries = tries
+            if not error.transient:
+                raise
+            last = error
+            pause = backoff(tries)
+        if anyio.current_time() + pause >= until:
+            raise last
+        await anyio.sleep(pause)
+
+
+async def _in_time(request: Callable[[], Awaitable[T]], until: float, deadline: float) -> T:
+    with anyio.move_on_after(until - anyio.current_time()):
+        return await request()
+    raise DeadlineExceeded(f"no answer within {deadline:g} s")
