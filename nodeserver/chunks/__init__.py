@@ -1,0 +1,5 @@
+"""One node's chunk store: small chunks in packs, large ones in files, an index that can be rebuilt."""
+
+from nodeserver.chunks.store import ChunkStore, Located, NoChunk, Space
+
+__all__ = ["ChunkStore", "Located", "NoChunk", "Space"]

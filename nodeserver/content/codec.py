@@ -38,7 +38,11 @@ MAX_STORED = HEADER + MAX_CHUNK
 
 
 class CorruptChunk(Exception):
-    """A stored chunk is not what its writer stored, or never was a chunk."""
+    """A stored chunk is not what its writer stored, or never was a chunk. ``chunk`` is its id where known."""
+
+    def __init__(self, detail: str, chunk: bytes = b"") -> None:
+        super().__init__(detail)
+        self.chunk = chunk
 
 
 class _Zstd(threading.local):
@@ -105,7 +109,7 @@ def open_chunk(chunk_key: bytes, expected: bytes, stored: Buffer) -> bytes | mem
     """
     plaintext = decode(stored)
     if chunk_id(chunk_key, plaintext) != expected:
-        raise CorruptChunk(f"the content is not that of chunk {expected.hex()}")
+        raise CorruptChunk(f"the content is not that of chunk {expected.hex()}", expected)
     return plaintext
 
 

@@ -1,0 +1,74 @@
+"""Large chunks, one to a file. The file system is their only index."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from nodeserver.chunks.disk import make_dir, sync_dir, write_at
+
+
+class Files:
+    """The files below ``root/BUCKET/files``. Thread-safe."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._tmp = root / "tmp"
+        self._landing: set[str] = set()
+        self._settled: set[str] = set()
+
+    def path(self, bucket: bytes, chunk: bytes) -> str:
+        """Where a chunk lies, if it is there."""
+        name = chunk.hex()
+        return f"{self._root}/{bucket.hex()}/files/{name[:2]}/{name}"
+
+    def size(self, bucket: bytes, chunk: bytes) -> int | None:
+        """Bytes of a stored chunk; None when there is none."""
+        try:
+            return os.stat(self.path(bucket, chunk)).st_size
+        except FileNotFoundError:
+            return None
+
+    def has(self, bucket: bytes, chunk: bytes) -> bool:
+        """Whether a chunk is stored, durably: not while its writer still waits for the disk."""
+        path = self.path(bucket, chunk)
+        if not os.path.exists(path) or path in self._landing:
+            return False
+        directory = os.path.dirname(path)
+        if directory not in self._settled:
+            # An earlier process may have died between the rename and this.
+            sync_dir(directory)
+            self._settled.add(directory)
+        return True
+
+    def write(self, bucket: bytes, chunk: bytes, stored: bytes) -> None:
+        """Store a chunk in place of any that is there, durable on return.
+
+        Raises ``OSError``; nothing half-written is left then.
+        """
+        path = self.path(bucket, chunk)
+        directory = os.path.dirname(path)
+        make_dir(Path(directory))
+        fd, temporary = tempfile.mkstemp(dir=self._tmp)
+        try:
+            try:
+                write_at(fd, stored, 0)
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+            self._landing.add(path)
+            os.rename(temporary, path)
+            sync_dir(directory)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        # Only now, never after a failed fsync: a name that may not last must go on being missing.
+        self._landing.discard(path)
+
+    def forget(self, bucket: bytes) -> None:
+        """Drop what is remembered of a bucket's directories, which are gone."""
+        prefix = f"{self._root}/{bucket.hex()}/"
+        self._settled = {directory for directory in self._settled if not directory.startswith(prefix)}
