@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import sqlite3
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from nodeserver.chunks.pack import Appended
 
 VERSION = 1
+
+_AT_ONCE = 500
 
 _SCHEMA = f"""
 CREATE TABLE chunk (
@@ -70,14 +73,16 @@ class Index:
                 index._db.execute(statement)
         return index
 
-    def find(self, bucket: bytes, ids: Iterable[bytes]) -> dict[bytes, Place]:
+    def find(self, bucket: bytes, ids: Collection[bytes]) -> dict[bytes, Place]:
         """Where those of ``ids`` lie that are in packs. Raises ``OSError``."""
-        query = "SELECT pack, offset, length FROM chunk WHERE bucket = ? AND id = ?"
         found: dict[bytes, Place] = {}
+        rest = iter(ids)
         with _as_oserror():
-            for chunk in ids:
-                if row := self._db.execute(query, (bucket, chunk)).fetchone():
-                    found[chunk] = Place(*row)
+            while some := list(islice(rest, _AT_ONCE)):
+                marks = ",".join("?" * len(some))
+                query = f"SELECT id, pack, offset, length FROM chunk WHERE bucket = ? AND id IN ({marks})"  # noqa: S608
+                for chunk, *place in self._db.execute(query, (bucket, *some)):
+                    found[chunk] = Place(*place)
         return found
 
     def add(self, bucket: bytes, new: Appended) -> None:

@@ -234,7 +234,7 @@ class ChunkStore:
             self._files.write(bucket, chunk, stored)
             self._damaged.discard((bucket, chunk))
 
-    def _missing(self, bucket: bytes, ids: Iterable[ChunkId]) -> list[ChunkId]:
+    def _missing(self, bucket: bytes, ids: Sequence[ChunkId]) -> list[ChunkId]:
         packed = self._lookups.find(bucket, ids)
         return [
             chunk
@@ -242,12 +242,13 @@ class ChunkStore:
             if (bucket, chunk) in self._damaged or not (chunk in packed or self._files.has(bucket, chunk))
         ]
 
-    def _locate(self, bucket: bytes, ids: Iterable[ChunkId]) -> dict[ChunkId, Located]:
+    def _locate(self, bucket: bytes, ids: Sequence[ChunkId]) -> dict[ChunkId, Located]:
         packed = self._lookups.find(bucket, ids)
+        paths = {number: str(self._packs.path(bucket, number)) for number in {place.pack for place in packed.values()}}
         found: dict[ChunkId, Located] = {}
         for chunk in ids:
             if place := packed.get(chunk):
-                found[chunk] = Located(str(self._packs.path(bucket, place.pack)), place.offset, place.length)
+                found[chunk] = Located(paths[place.pack], place.offset, place.length)
             elif (size := self._files.size(bucket, chunk)) is not None:
                 found[chunk] = Located(self._files.path(bucket, chunk), 0, size)
         return found
