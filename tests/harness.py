@@ -209,7 +209,7 @@ class Mount:
 
     def stop(self) -> None:
         """SIGTERM: drains, unmounts, ends with 0."""
-        code = self._end(signal.SIGTERM)
+        code = self.end(signal.SIGTERM)
         assert code == 0, f"mountfs mount ended with {code}:\n{tail(self.log)}"
         assert not self.mounted
 
@@ -224,14 +224,14 @@ class Mount:
 
     def kill(self) -> None:
         """SIGKILL to the daemon and all its children; the dead mount stays."""
-        self._end(signal.SIGKILL)
+        self.end(signal.SIGKILL)
 
     def remount(self, sig: signal.Signals = signal.SIGTERM) -> None:
         """End the daemon with ``sig`` and mount again with the same state."""
         if sig == signal.SIGTERM:
             self.stop()
         else:
-            self._end(sig)
+            self.end(sig)
         self.start()
 
     def sync(self, path: Path | None = None, timeout: float = 60.0) -> None:
@@ -258,7 +258,8 @@ class Mount:
     def _answers(self) -> bool:
         return is_mount(self.path) and os.stat(self.path).st_dev != os.stat(self.path.parent).st_dev
 
-    def _end(self, sig: signal.Signals) -> int:
+    def end(self, sig: signal.Signals) -> int:
+        """Send ``sig`` and wait for the daemon's end; its exit code."""
         assert self._process is not None, "the mount is not running"
         process, self._process = self._process, None
         return _end(process, sig, timeout=60)
