@@ -20,6 +20,8 @@ class MountOptions:
     gid: int | None = None
     umask: int | None = None
     """Permission bits taken away from what files show."""
+    noexec: bool = False
+    """Run no programs from the mount."""
     xattr: bool = True
     writeback: bool = True
     """Let the kernel collect small writes."""

@@ -1,0 +1,1 @@
+"""The ``mountfs`` command: one module per verb."""

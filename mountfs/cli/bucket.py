@@ -1,0 +1,121 @@
+"""``mountfs bucket``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import trio
+
+from mountfs.cli import live, settings
+from mountfs.cli.options import Size, show_size
+from mountfs.errors import MountError, NotMounted
+from nodeserver.client import Client, ClientError, connect
+from nodeserver.protocol.names import valid_bucket
+from nodeserver.protocol.wire import Bucket
+
+T = TypeVar("T")
+
+
+def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that name a server."""
+    function = click.option("--token-file", metavar="FILE", help="File with the token.")(function)
+    return click.option("--url", metavar="URL", help="The node server (default: of the mount you are in).")(function)
+
+
+def ask(url: str, token: str, work: Callable[[Client], Awaitable[T]]) -> T:
+    """Run ``work`` with a client. Raises ``MountError`` for whatever the server or the network says."""
+
+    async def session() -> T:
+        async with connect(url, token) as client:
+            return await work(client)
+
+    try:
+        return trio.run(session)
+    except ClientError as error:
+        raise MountError(f"{url}: {error}") from error
+
+
+def server(url: str | None, token_file: str | None) -> tuple[str, str]:
+    """The address and token of the server meant: given, or of the mount that contains the current directory."""
+    if url:
+        address, bucket = settings.parse_source(url)
+        if bucket:
+            raise MountError(f"{url}: the address of a server is needed, without a bucket")
+        configured = settings.from_files(address, None, None).get("token_file")
+        return address, settings.find_token(token_file, configured, settings.default_state(address, None))
+    try:
+        record = live.record_at(Path.cwd())
+    except NotMounted:
+        raise NotMounted("the current directory is not in a mountfs mount; give --url") from None
+    return record.url, settings.find_token(token_file, None, Path(record.state))
+
+
+@click.group("bucket")
+def command() -> None:
+    """Create, list and delete buckets."""
+
+
+@command.command("create")
+@click.argument("name")
+@click.option("--quota", type=Size(), help="Most bytes the bucket may hold, such as 100G.")
+@server_options
+def create(name: str, quota: int | None, url: str | None, token_file: str | None) -> None:
+    """Create the bucket NAME."""
+    _check(name)
+
+    async def work(client: Client) -> None:
+        await client.create_bucket(name, quota=quota)
+
+    ask(*server(url, token_file), work)
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@server_options
+def list_(as_json: bool, url: str | None, token_file: str | None) -> None:
+    """List the buckets."""
+
+    async def work(client: Client) -> list[Bucket]:
+        return await client.buckets()
+
+    buckets = ask(*server(url, token_file), work)
+    if as_json:
+        click.echo(json.dumps([_plain(bucket) for bucket in buckets], indent=2))
+        return
+    for bucket in buckets:
+        quota = f" of {show_size(bucket.usage.quota_bytes)}" if bucket.usage.quota_bytes is not None else ""
+        click.echo(f"{bucket.name}  {show_size(bucket.usage.used_bytes)}{quota} in {bucket.usage.used_files} files")
+
+
+@command.command("delete")
+@click.argument("name")
+@server_options
+def delete(name: str, url: str | None, token_file: str | None) -> None:
+    """Delete the bucket NAME, which must be empty."""
+    _check(name)
+
+    async def work(client: Client) -> None:
+        await client.delete_bucket(name)
+
+    ask(*server(url, token_file), work)
+
+
+def _check(name: str) -> None:
+    if not valid_bucket(name):
+        raise MountError(f"{name!r} cannot be the name of a bucket: 3 to 63 of a-z, 0-9, '.' and '-'")
+
+
+def _plain(bucket: Bucket) -> dict[str, Any]:
+    created = datetime.fromtimestamp(bucket.created_ns / 1e9, UTC)
+    return {
+        "name": bucket.name,
+        "created": created.isoformat(timespec="milliseconds"),
+        "used_bytes": bucket.usage.used_bytes,
+        "used_files": bucket.usage.used_files,
+        "quota_bytes": bucket.usage.quota_bytes,
+    }

@@ -1,0 +1,120 @@
+"""The ``-o`` options of mount and fstab, and sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+
+from mountfs.errors import MountError
+
+IGNORED = {
+    "_netdev", "async", "atime", "auto", "defaults", "diratime", "exec", "group", "lazytime", "noatime", "noauto",
+    "nodev", "nodiratime", "nofail", "nolazytime", "norelatime", "nostrictatime", "nosuid", "nouser", "owner",
+    "relatime", "rw", "strictatime", "user", "users",
+}  # fmt: skip
+"""For mount(8), systemd or the kernel, or what a mount is anyway."""
+IGNORED_PREFIXES = ("x-", "X-", "comment=", "user=", "helper=", "uhelper=")
+
+_UNITS = {unit: 1024**power for power, unit in enumerate("BKMGTP")}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``10G``, ``1.5 TiB``, ``4096``; units are powers of 1024. Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise ValueError(f"{text!r} is not a size, such as 500M or 10G")
+    return int(float(match[1]) * _UNITS[match[2].upper() or "B"])
+
+
+def show_size(size: float) -> str:
+    """``size`` bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024 or unit == "TiB":
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+
+
+class Size(click.ParamType[int]):
+    """A command line value that is a size."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The bytes."""
+        try:
+            return value if isinstance(value, int) else parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _one_of(*values: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text not in values:
+            raise ValueError(f"{text!r} is not one of {', '.join(values)}")
+        return text
+
+    return check
+
+
+def _seconds(text: str) -> float:
+    if not (seconds := float(text)) > 0:
+        raise ValueError("must be more than 0")
+    return seconds
+
+
+FLAGS = {
+    "ro": ("ro", True),
+    "allow_other": ("allow_other", True),
+    "noexec": ("noexec", True),
+    "xattr": ("xattr", True),
+    "noxattr": ("xattr", False),
+    "writeback": ("writeback", True),
+    "nowriteback": ("writeback", False),
+}
+VALUES: dict[str, Callable[[str], Any]] = {
+    "uid": int,
+    "gid": int,
+    "umask": lambda text: int(text, 8),
+    "close": _one_of("local", "cluster"),
+    "token_file": str,
+    "state": str,
+    "cache_size": parse_size,
+    "metadata_deadline": _seconds,
+    "data_deadline": _seconds,
+    "drain_deadline": _seconds,
+    "settle": _seconds,
+}
+
+
+def split(texts: Iterable[str]) -> list[str]:
+    """The options in comma-separated lists."""
+    return [option for text in texts for option in text.split(",") if option]
+
+
+def parse(items: Iterable[str], *, sloppy: bool = False) -> dict[str, Any]:
+    """The settings that options stand for, later ones winning.
+
+    Hyphens and underscores in names are the same. Raises ``MountError`` on what is unknown (unless ``sloppy``) or
+    has a bad value.
+    """
+    found: dict[str, Any] = {}
+    for option in items:
+        key, equals, value = option.partition("=")
+        key = key.replace("-", "_")
+        if not equals and key in FLAGS:
+            name, on = FLAGS[key]
+            found[name] = on
+        elif equals and key in VALUES:
+            try:
+                found[key] = VALUES[key](value)
+            except ValueError as error:
+                raise MountError(f"mount option {option}: {error}") from None
+        elif option == "rw":
+            found["ro"] = False
+        elif not (sloppy or option in IGNORED or option.startswith(IGNORED_PREFIXES)):
+            raise MountError(f"mount option {option} is not known")
+    return found

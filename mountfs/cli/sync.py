@@ -1,0 +1,30 @@
+"""``mountfs sync``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from mountfs.cli import live
+from mountfs.config import MountConfig
+from mountfs.errors import MountError, Pending
+
+
+@click.command("sync")
+@click.argument("path", type=click.Path(path_type=Path), default=".")
+@click.option("--deadline", type=click.FloatRange(0), metavar="SECONDS", help="How long to wait.")
+def command(path: Path, deadline: float | None) -> None:
+    """Wait until everything under PATH (default: the current directory) is durable on the nodes."""
+    deadline = MountConfig.drain_deadline if deadline is None else deadline
+    record = live.record_at(path)
+    target = Path(os.path.abspath(path.expanduser()))
+    if not target.is_relative_to(record.mountpoint):
+        target = Path(os.path.realpath(target))
+    if not os.path.lexists(target):
+        raise MountError(f"{path}: no such file or directory")
+    pending = live.drain(record, "sync", {"path": str(target)}, deadline=deadline)
+    if pending:
+        live.name_pending(pending)
+        raise Pending(f"{path}: {len(pending)} not on the nodes within {deadline:g} s; see mountfs status")

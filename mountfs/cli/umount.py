@@ -1,0 +1,51 @@
+"""``mountfs umount``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mountfs import mounts
+from mountfs.cli import live
+from mountfs.cli.settings import absolute
+from mountfs.config import MountConfig
+from mountfs.errors import Busy, MountError, NotMounted, Pending
+
+
+@click.command("umount")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("--deadline", type=click.FloatRange(0), metavar="SECONDS", help="How long to wait for what is pending.")
+@click.option("--lazy", is_flag=True, help="Unmount even while processes use the mount.")
+def command(mountpoint: Path, deadline: float | None, lazy: bool) -> None:
+    """Send what is pending to the nodes, then unmount MOUNTPOINT.
+
+    What cannot be sent before the deadline is named; it stays in the journal and is sent at the next mount.
+    """
+    deadline = MountConfig.drain_deadline if deadline is None else deadline
+    point = absolute(mountpoint)
+    record = mounts.record_of(point)
+    mounted = mounts.find(point)
+    if not mounted and not record:
+        raise NotMounted(f"{mountpoint}: not a mountfs mount")
+    if not record or not record.running:
+        if mounted and mounts.probe(point) != "dead":
+            raise MountError(f"{mountpoint}: mounted by a process of another user; unmount as that user")
+        mounts.unmount(point, lazy=True)
+        click.echo(f"{point}: its process had died; what it had accepted is sent at the next mount", err=True)
+        return
+    if not lazy and (users := [user for user in mounts.users(point) if user[0] != record.pid]):
+        names = ", ".join(f"{name} ({pid})" for pid, name in users[:5]) + (" …" if len(users) > 5 else "")
+        raise Busy(f"{point}: in use by {names}")
+    try:
+        pending = live.drain(record, "stop", {}, deadline=deadline)
+    except NotMounted:
+        # It went away while it was asked; what counts is whether it is gone.
+        pending = []
+    if not live.wait_for_end(record, live.GRACE):
+        raise NotMounted(f"{point}: process {record.pid} does not end; kill it and run the command again")
+    if mounts.find(point):
+        mounts.unmount(point, lazy=True)
+    if pending:
+        live.name_pending(pending)
+        raise Pending(f"{point}: unmounted, {len(pending)} not on the nodes yet; they are sent at the next mount")
