@@ -62,7 +62,7 @@ bytes(2 * MAX_STORED)
 
 def chunk_id(chunk_key: bytes, plaintext: Buffer) -> bytes:
     """The id of a chunk: 32 bytes of BLAKE3 of its plaintext, keyed with the bucket's 32-byte key."""
-    return blake3(plaintext, key=chunk_key).digest()
+    return blake3(memoryview(plaintext).cast("B"), key=chunk_key).digest()
 
 
 def encode(plaintext: Buffer) -> bytes:
