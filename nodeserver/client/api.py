@@ -219,8 +219,9 @@ def connect(
 ) -> Client:
     """A client of the node server at ``url``, to be used with ``async with``. Nothing is sent yet.
 
-    Deadlines are in seconds. ``transport`` takes the place of the client's own, ``ssl_context`` that of the
-    default one for https. Raises InvalidUrl, and ValueError for a token that cannot be sent.
+    Deadlines are in seconds. ``transport`` takes the place of the client's own and must know httpx's request
+    extension ``target``; ``ssl_context`` takes that of the default one for https. Raises InvalidUrl, and
+    ValueError for a token that cannot be sent.
     """
     transport = transport or Transport(ssl_context=ssl_context)
     return Client(Node(url, token, transport), transport, metadata_deadline, data_deadline)

@@ -123,7 +123,7 @@ class Breaker:
         old = new = self.state
         if connected is not None and connected is not old.connected:
             new = replace(new, connected=connected, since=time.time())
-        if circuit is not None:
+        if circuit is not None and circuit is not old.circuit:
             new = replace(new, circuit=circuit)
         if error is not None:
             new = replace(new, error=error, error_at=time.time())

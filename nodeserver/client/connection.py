@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
@@ -16,16 +20,20 @@ import httpx
 from nodeserver.client.http1 import END, HEAD_MAX, Head, parse_head, parse_size, request_head
 from nodeserver.client.sockets import nonblocking, shut_down
 
-BULK = 128 * 1024
+BULK = 256 * 1024
 """Bytes from which a thread moves them."""
 ANSWER_MAX = 128 * 1024 * 1024
 """Bytes in the body of an answer."""
 
+PEEK = 2048
+"""Bytes that hold the whole head of most answers."""
+
 Buffer = bytes | bytearray | memoryview
+T = TypeVar("T")
 
 
 class Connection:
-    """A connected socket. One request at a time; :meth:`close` may be called while it runs."""
+    """A connected socket, for one request at a time."""
 
     def __init__(self, sock: socket.socket, limiter: anyio.CapacityLimiter) -> None:
         self._sock = sock
@@ -43,6 +51,13 @@ class Connection:
         poll.register(self._sock, select.POLLIN)
         return time.monotonic() - self._used < keep and not poll.poll(0)
 
+    def abort(self) -> None:
+        """End the connection in the middle of an exchange, also while a thread works on it."""
+        with contextlib.suppress(OSError):
+            # a reset: what is still to be sent is dropped, and a server that does not read learns of it too
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
     def close(self) -> None:
         """End the connection."""
         with self._lock:
@@ -56,7 +71,7 @@ class Connection:
     async def exchange(self, request: httpx.Request, body: Buffer) -> tuple[Head, Buffer]:
         """Send ``request`` with ``body``, return the head and the body of its answer.
 
-        Raises httpx.TransportError, after which, as after a cancellation, the connection must be closed.
+        Raises httpx.TransportError, after which, as after a cancellation, the connection must be aborted.
         """
         try:
             try:
@@ -93,6 +108,7 @@ class Connection:
     # receiving
 
     async def _answer(self, method: str) -> tuple[Head, Buffer]:
+        await self._begin()
         head = parse_head(await self._until(END), method)
         while head.status < 200:
             head = parse_head(await self._until(END), method)
@@ -105,6 +121,18 @@ class Connection:
         self._used = time.monotonic()
         return head._replace(keep_alive=head.keep_alive and not self._unread), body
 
+    async def _begin(self) -> None:
+        """Read the first bytes of an answer; when they bring a large body, its head only.
+
+        The body can then be received as one ``bytes``, whose memory nobody clears before.
+        """
+        if isinstance(self._sock, ssl.SSLSocket):
+            return
+        peek = functools.partial(self._sock.recv, PEEK, socket.MSG_PEEK)
+        seen = await nonblocking(self._sock, peek, anyio.wait_readable)
+        head = seen.find(END) + len(END) if len(seen) == PEEK else 0
+        self._unread = memoryview(self._sock.recv(head if head >= len(END) else PEEK))
+
     async def _until(self, mark: bytes) -> bytes:
         """What comes before ``mark``, which is consumed too."""
         data = bytes(self._unread)
@@ -116,10 +144,12 @@ class Connection:
         return data[:end]
 
     async def _exactly(self, length: int) -> Buffer:
+        _check_size(length)
+        if not self._unread and length >= BULK and not isinstance(self._sock, ssl.SSLSocket):
+            return await self._in_thread(lambda: self._receive_bytes(length))
         if length <= len(self._unread):
             body, self._unread = self._unread[:length], self._unread[length:]
             return body
-        _check_size(length)
         buffer = bytearray(length)
         view = memoryview(buffer)
         view[: len(self._unread)] = self._unread
@@ -139,6 +169,15 @@ class Connection:
                 raise _broken_off()
             view = view[count:]
 
+    def _receive_bytes(self, length: int) -> Buffer:
+        body = self._sock.recv(length, socket.MSG_WAITALL)
+        if len(body) == length:
+            return body
+        whole = bytearray(length)  # a signal or the end cut it short
+        whole[: len(body)] = body
+        self._receive_blocking(memoryview(whole)[len(body) :])
+        return whole
+
     async def _chunked(self) -> Buffer:
         body = bytearray()
         while size := parse_size(await self._until(b"\r\n")):
@@ -155,8 +194,8 @@ class Connection:
         body = bytearray(self._unread)
         self._unread = self._unread[:0]
         while count := await self._receive(self._scratch):
-            _check_size(len(body) + count)
             body += self._scratch[:count]
+            _check_size(len(body))
         return body
 
     async def _some(self, view: memoryview) -> memoryview:
@@ -171,18 +210,19 @@ class Connection:
 
     # on a thread
 
-    async def _in_thread(self, work: Callable[[], None]) -> None:
-        await anyio.to_thread.run_sync(self._work, work, abandon_on_cancel=True, limiter=self._limiter)
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await anyio.to_thread.run_sync(self._work, work, abandon_on_cancel=True, limiter=self._limiter)
 
-    def _work(self, work: Callable[[], None]) -> None:
+    def _work(self, work: Callable[[], T]) -> T:
         with self._lock:
             if self._closed:  # cancelled before it began
-                return
+                raise httpx.CloseError("the connection is closed")
             self._on_thread = True
         try:
             self._sock.setblocking(True)
-            work()
+            result = work()
             self._sock.setblocking(False)
+            return result
         finally:
             self._leave_thread()
 
@@ -193,8 +233,8 @@ class Connection:
                 self._sock.close()
 
 
-def _broken_off() -> httpx.RemoteProtocolError:
-    return httpx.RemoteProtocolError("the server closed the connection in the middle of an answer")
+def _broken_off() -> httpx.ReadError:
+    return httpx.ReadError("the server closed the connection in the middle of an answer")
 
 
 def _check_size(size: int) -> None:

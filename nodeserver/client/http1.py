@@ -13,6 +13,8 @@ END = b"\r\n\r\n"
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\r\n]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n\0]*?)[ \t]*")
+_ONCE = (b"content-length", b"transfer-encoding")
+"""Fields that say where the answer ends: it does so in one place."""
 
 
 class Head(NamedTuple):
@@ -28,8 +30,9 @@ class Head(NamedTuple):
 
 
 def request_head(request: httpx.Request) -> bytes:
-    """The bytes of a request before its body."""
-    lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
+    """The bytes of a request before its body. The extension ``target`` replaces path and query of the URL."""
+    target = request.extensions.get("target") or request.url.raw_path
+    lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), target)]
     lines += [b"%s: %s" % field for field in request.headers.raw]
     return b"\r\n".join(lines) + END
 
@@ -49,7 +52,8 @@ def parse_head(data: bytes, method: str) -> Head:
             raise httpx.RemoteProtocolError(f"not a header field: {line[:40]!r}")
         name, value = field.groups()
         headers.append((name, value))
-        fields[name.lower()] = value
+        if fields.setdefault(name.lower(), value) != value and name.lower() in _ONCE:
+            raise httpx.RemoteProtocolError(f"two different fields {name!r}")
     status = int(status_line[2])
     chunked = fields.get(b"transfer-encoding", b"").lower() == b"chunked"
     length = None if chunked else _length(fields.get(b"content-length"))

@@ -61,14 +61,14 @@ class Node:
 
         ``deadline`` is the time in seconds for everything, retries included. Raises ClientError.
         """
-        url = self.url.copy_with(raw_path=self._prefix + path.encode("ascii"))
+        target = {"target": self._prefix + path.encode("ascii")}  # to build a URL of it takes longer than the rest
         headers = [*self._headers, (b"Accept", accept.encode())]
         if body is not None:
             headers += [(b"Content-Type", kind.encode()), (b"Content-Length", b"%d" % len(body))]
 
         async def request() -> T:
             with mapped():
-                message = httpx.Request(method, url, headers=headers, stream=Body(body or b""))
+                message = httpx.Request(method, self.url, headers=headers, stream=Body(body or b""), extensions=target)
                 return decode(await self._answer(message, accept))
 
         return await retried(request, self.breaker, deadline)
@@ -80,10 +80,14 @@ class Node:
         if response.status_code >= 400:
             raise refusal(response.status_code, kind, body)
         if not 200 <= response.status_code < 300:
-            raise BadAnswer(f"{request.url} answered with status {response.status_code}")
+            raise BadAnswer(f"{_asked(request)} answered with status {response.status_code}")
         if body and kind != accept:
-            raise BadAnswer(f"{request.url} answered with {kind or 'no content type'} instead of {accept}")
+            raise BadAnswer(f"{_asked(request)} answered with {kind or 'no content type'} instead of {accept}")
         return body
+
+
+def _asked(request: httpx.Request) -> str:
+    return f"{request.method} {request.extensions['target'].decode()} at {request.url}"
 
 
 def _base(url: str) -> httpx.URL:

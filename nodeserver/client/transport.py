@@ -67,7 +67,7 @@ class Transport(httpx.AsyncBaseTransport):
         try:
             head, answer = await connection.exchange(request, body)
         except BaseException as error:
-            connection.close()
+            connection.abort()
             if isinstance(error, httpx.TransportError):
                 self._drop(origin)  # whatever ended this one may have ended the others
             raise
