@@ -309,6 +309,16 @@ def small_disk(path: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", path], check=True)
 
 
+def disk_use(directory: Path) -> int:
+    """Bytes that the files below a directory occupy."""
+    paths = (os.path.join(at, name) for at, _, names in os.walk(directory) for name in names)
+    blocks = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            blocks += os.lstat(path).st_blocks
+    return blocks * 512
+
+
 def stuck(pid: int) -> list[str]:
     """Threads of a process, and of its children, that are in uninterruptible sleep (state D)."""
     found = []

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeMount
-from tests.harness import BIN, Mount, Node, command, eventually
+from tests.harness import BIN, Mount, Node, command, disk_use, eventually
 from tests.mount.ledger import Ledger
 
 GONE = {errno.ENOTCONN, errno.ECONNABORTED}
@@ -206,14 +206,7 @@ def test_the_space_of_files_that_the_dead_had_not_closed_is_given_back(node: Nod
         holder.wait()
         mount.start()
     assert os.listdir(mount.path) == []
-    eventually(lambda: used(mount.state) < 50 << 20, what="the space is free again")
-
-
-def used(directory: Path) -> int:
-    """Bytes that the files below a directory occupy."""
-    return sum(
-        os.lstat(os.path.join(at, name)).st_blocks * 512 for at, _, names in os.walk(directory) for name in names
-    )
+    eventually(lambda: disk_use(mount.state) < 50 << 20, what="the space is free again")
 
 
 @pytest.mark.parametrize("how", ["umount", "SIGTERM", "SIGINT"])

@@ -1,0 +1,289 @@
+"""A server that is down, mute, mad or lying: errors within the deadlines, everything else goes on, nothing is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import MakeMount
+from tests.faultproxy import FaultProxy, Mode
+from tests.harness import Mount, Node, command, eventually, stuck
+from tests.mount.attempts import Attempt, attempt, succeeds
+
+METADATA, DATA = 1.0, 2.0
+DEADLINES = {"metadata-deadline": METADATA, "data-deadline": DATA, "settle": 0.1, "drain-deadline": 20}
+BODY = os.urandom(300_000)
+
+
+@dataclasses.dataclass
+class Setup:
+    """A mount that reaches its server through a proxy; the bucket has files that the mount has not read yet."""
+
+    node: Node
+    proxy: FaultProxy
+    mount: Mount
+    make: MakeMount
+
+    @property
+    def path(self) -> Path:
+        return self.mount.path
+
+    def elsewhere(self) -> Mount:
+        """A second mount, with an empty state and a good connection."""
+        return self.make(self.node, "faults")
+
+
+@pytest.fixture
+def proxy(module_node: Node) -> Iterator[FaultProxy]:
+    """Between every mount of a test and the server."""
+    with FaultProxy(module_node.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def seed(module_node: Node, make_module_mount: MakeMount) -> None:
+    """What is in the bucket before a test."""
+    mount = make_module_mount(module_node, module_node.create_bucket("faults"))
+    for name in "cold", "warm", "directory/below":
+        (mount.path / name).parent.mkdir(exist_ok=True)
+        (mount.path / name).write_bytes(name.encode() + BODY)
+    (mount.path / "large").write_bytes(os.urandom(8 << 20))
+    mount.stop()
+
+
+@pytest.fixture
+def setup(module_node: Node, proxy: FaultProxy, make_mount: MakeMount, seed: None) -> Iterator[Setup]:
+    """The mount has listed the root and read the file ``warm``, nothing else."""
+    mount = make_mount(module_node, "faults", url=proxy.url, options=DEADLINES)
+    names = os.listdir(mount.path)
+    assert {"cold", "warm", "directory", "large"} <= set(names)
+    for name in names:
+        os.stat(mount.path / name)
+    assert (mount.path / "warm").read_bytes() == b"warm" + BODY
+    yield Setup(module_node, proxy, mount, make_mount)
+    proxy.set("pass")
+
+
+FAULTS: list[tuple[Mode, dict[str, Any]]] = [
+    ("refuse", {}),
+    ("stall", {}),
+    ("garbage", {}),
+    ("garbage-body", {}),
+    ("error", {"status": 500}),
+    ("error", {"status": 404}),
+    ("cut", {}),
+    ("slow", {"bytes_per_second": 3000}),
+]
+
+
+@pytest.mark.parametrize(("fault", "how"), FAULTS, ids=[f"{mode}{how.get('status', '')}" for mode, how in FAULTS])
+def test_a_broken_server_costs_errors_within_the_deadlines_and_nothing_else(
+    fault: Mode, how: dict[str, Any], setup: Setup
+) -> None:
+    path, name = setup.path, f"{fault}{how.get('status', '')}"
+    setup.proxy.set(fault, **how)
+    reading = Attempt("len(read(path))", path / "cold")
+    listing = Attempt("os.listdir(path)", path / "directory")
+    looking = Attempt("os.stat(path)", path / "directory/below")
+    syncing = Attempt("write(path, 200_000, fsync=True)", path / f"synced-{name}")
+    assert attempt("len(read(path))", path / "warm") == str(4 + len(BODY)), "a cached file stays readable"
+    assert attempt("write(path, 200_000)", path / f"written-{name}") == "", "writes are journalled"
+    assert attempt("os.stat(path).st_size", path / f"written-{name}") == "200000"
+    assert attempt("os.statvfs(path).f_namemax", path) == "255", "statfs does not need the server"
+    assert setup.mount.status()["pending"]["operations"] > 0
+    assert reading.outcome(DATA) == "EIO"
+    assert listing.outcome(METADATA) == "EIO"
+    assert looking.outcome(METADATA) == "EIO", "a name that is not known must not seem absent"
+    assert syncing.outcome(DATA) == "EIO", "fsync must not claim what the server did not acknowledge"
+    assert setup.mount.alive
+    assert not stuck(setup.mount.pid)
+    setup.proxy.set("pass")
+    eventually(succeeds("len(read(path))", path / "cold"), 20)
+    assert attempt("os.listdir(path)", path / "directory", 10) == "['below']"
+    setup.mount.sync()
+    assert setup.mount.status()["connected"]
+    other = setup.elsewhere().path
+    for file in f"synced-{name}", f"written-{name}":
+        assert digest(other / file) == digest(path / file)
+
+
+def digest(path: Path) -> str:
+    """Of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["cold", "large"])
+def test_a_corrupt_chunk_is_never_handed_to_a_reader(name: str, setup: Setup) -> None:
+    setup.proxy.set("flip")
+    assert attempt("len(read(path))", setup.path / name, DATA) == "EIO"
+    assert attempt("len(read(path))", setup.path / "warm") == str(4 + len(BODY))
+    assert name in setup.mount.log.read_text(), "the log names the file"
+    assert any(name in error["text"] for error in setup.mount.status()["errors"])
+    setup.proxy.set("pass")
+    eventually(succeeds("len(read(path))", setup.path / name), 20)
+    assert digest(setup.path / name) == digest(setup.elsewhere().path / name)
+
+
+def test_many_readers_of_a_mute_server_do_not_starve_the_others(setup: Setup) -> None:
+    setup.proxy.set("stall")
+    readers = [Attempt("len(read(path))", setup.path / ("cold", "large")[n % 2]) for n in range(24)]
+    for _ in range(5):
+        assert attempt("len(read(path))", setup.path / "warm") == str(4 + len(BODY))
+        assert attempt("os.statvfs(path).f_namemax", setup.path) == "255"
+    assert {reader.outcome(2 * DATA) for reader in readers} == {"EIO"}
+
+
+def test_a_failing_server_is_not_hammered(setup: Setup) -> None:
+    setup.proxy.set("error", status=500)
+    setup.proxy.forget()
+    (setup.path / "hammer").write_bytes(BODY)
+    for _ in range(5):
+        assert attempt("len(read(path))", setup.path / "cold", DATA) == "EIO"
+    assert setup.proxy.count() < 150
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["", "and the daemon killed"])
+def test_a_lost_answer_to_a_commit_does_nothing_twice(killed: bool, setup: Setup) -> None:
+    path = setup.path / f"lost-{killed}"
+    setup.proxy.set("drop", match=r"POST .*/commits", times=3 if not killed else None)
+    path.mkdir()
+    for number in range(20):
+        (path / str(number)).write_bytes(bytes([number]) * number * 100)
+    os.link(path / "5", path / "linked")
+    os.rename(path / "6", path / "moved")
+    setup.proxy.wait_for("POST", r"/commits", mode="drop")
+    if killed:
+        setup.mount.kill()
+        setup.proxy.set("pass")
+        setup.mount.start()
+    setup.mount.sync()
+    other = setup.elsewhere().path / path.name
+    names = sorted(["linked", "moved", *(str(number) for number in range(20) if number != 6)])
+    assert sorted(os.listdir(other)) == sorted(os.listdir(path)) == names
+    assert os.stat(other / "linked").st_nlink == 2
+    assert all((other / str(n)).read_bytes() == bytes([n]) * n * 100 for n in range(20) if n != 6)
+
+
+def test_a_lost_answer_to_an_upload_is_made_good(setup: Setup) -> None:
+    setup.proxy.set("drop", match=r"/chunks", times=4)
+    (setup.path / "uploaded").write_bytes(body := os.urandom(5 << 20))
+    for number in range(10):
+        (setup.path / f"uploaded{number}").write_bytes(body[: number * 1000])
+    setup.mount.sync()
+    other = setup.elsewhere().path
+    assert (other / "uploaded").read_bytes() == body
+    assert all((other / f"uploaded{n}").read_bytes() == body[: n * 1000] for n in range(10))
+
+
+def test_a_mount_with_known_state_starts_without_the_server(setup: Setup) -> None:
+    path = setup.path
+    setup.mount.stop()
+    setup.proxy.set("refuse")
+    setup.mount.start()
+    assert {"cold", "warm", "directory", "large"} <= set(os.listdir(path))
+    assert attempt("len(read(path))", path / "warm") == str(4 + len(BODY))
+    assert attempt("len(read(path))", path / "cold", DATA) == "EIO"
+    (path / "offline").mkdir()
+    (path / "offline/new").write_bytes(BODY)
+    (path / "warm").rename(path / "offline/warm")
+    assert not setup.mount.status()["connected"]
+    setup.mount.kill()
+    setup.mount.start()
+    assert (path / "offline/new").read_bytes() == BODY
+    (path / "offline/warm").rename(path / "warm")
+    result = command("mountfs", "sync", "--deadline", "1", path)
+    assert result.returncode == 3, result.stderr
+    assert "new" in result.stdout + result.stderr, "what is pending is named"
+    setup.proxy.set("pass")
+    setup.mount.sync()
+    assert setup.mount.status()["pending"] == {"operations": 0, "bytes": 0, "files": []}
+    other = setup.elsewhere().path
+    assert (other / "offline/new").read_bytes() == BODY
+    assert (other / "warm").read_bytes() == b"warm" + BODY
+
+
+def test_a_mount_without_known_state_fails_clearly_when_the_server_is_down(setup: Setup) -> None:
+    faults: list[Mode] = ["refuse", "stall", "garbage", "error"]
+    for fault in faults:
+        setup.proxy.set(fault)
+        mount = setup.make(setup.node, "faults", url=setup.proxy.url, options=DEADLINES, start=False)
+        mount.path.mkdir()
+        refused(mount)
+
+
+def refused(mount: Mount, *words: str) -> None:
+    """The mount command fails with one line that has the words, and leaves no mount."""
+    result = command("mountfs", *mount.arguments_of_mount(), timeout=20)
+    assert result.returncode != 0
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+    assert not mount.mounted
+    again = command("mountfs", *mount.arguments_of_mount(), "--foreground", timeout=20)
+    assert again.returncode == result.returncode
+    assert "Traceback" not in again.stderr
+    assert not mount.mounted
+
+
+def test_wrong_tokens_buckets_and_urls_are_told_in_one_line(
+    module_node: Node, make_mount: MakeMount, tmp_path: Path, seed: None
+) -> None:
+    (tmp_path / "wrong").write_text("not.a.token\n")
+    path = tmp_path / "point"
+    path.mkdir()
+    refused(make_mount(module_node, "faults", token_file=tmp_path / "wrong", path=path, start=False), "token")
+    refused(make_mount(module_node, "faults", token_file=tmp_path / "absent", path=path, start=False), "absent")
+    refused(make_mount(module_node, "no-such-bucket", path=path, start=False), "no-such-bucket")
+    refused(make_mount(module_node, "Not_A_Bucket", path=path, start=False), "Not_A_Bucket")
+    refused(make_mount(module_node, "a/b/c", path=path, start=False))
+    for url in "ftp://example.org", "http://", "nonsense", "http://127.0.0.1:1", "http://127.0.0.1:99999":
+        refused(make_mount(module_node, "faults", url=url, path=path, start=False))
+    refused(make_mount(module_node, "faults", options={"nonsense": True}, path=path, start=False), "nonsense")
+    refused(make_mount(module_node, "faults", path=tmp_path / "absent", start=False), "absent")
+    (tmp_path / "file").touch()
+    refused(make_mount(module_node, "faults", path=tmp_path / "file", start=False), "file")
+
+
+def test_an_orderly_end_names_what_it_could_not_send_and_the_next_mount_sends_it(setup: Setup) -> None:
+    setup.mount.stop()
+    setup.mount.options["drain-deadline"] = 1
+    setup.mount.start()
+    setup.proxy.set("refuse")
+    (setup.path / "left-behind").write_bytes(BODY)
+    result = command("mountfs", "umount", setup.path)
+    assert "left-behind" in result.stdout + result.stderr
+    assert result.returncode == 3
+    eventually(lambda: not setup.mount.alive and not setup.mount.mounted)
+    assert setup.mount.end(signal.SIGTERM) != 0
+    setup.proxy.set("pass")
+    setup.mount.start()
+    setup.mount.sync()
+    assert (setup.elsewhere().path / "left-behind").read_bytes() == BODY
+
+
+def test_a_long_write_starts_to_go_up_before_it_is_closed(setup: Setup) -> None:
+    setup.proxy.forget()
+    with open(setup.path / "long", "wb") as file:
+        for _ in range(64):
+            file.write(os.urandom(1 << 20))
+        file.flush()
+        setup.proxy.wait_for("", r"/chunks", at_least=3, timeout=20)
+    setup.mount.sync()
+
+
+def test_content_that_the_bucket_has_is_not_sent_again(setup: Setup) -> None:
+    (setup.path / "first").write_bytes(body := os.urandom(10 << 20))
+    setup.mount.sync()
+    before = setup.node.usage("faults")["used_bytes"]
+    setup.proxy.forget()
+    (setup.path / "second").write_bytes(b"inserted" + body)
+    setup.mount.sync()
+    puts = setup.proxy.count("PUT", r"/chunks/") + setup.proxy.count("POST", r"/chunks$")
+    assert 1 <= puts <= 3
+    assert setup.node.usage("faults")["used_bytes"] == before + len(body) + 8

@@ -1,0 +1,173 @@
+"""Mount options, and the root that shows buckets as directories."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeMount
+from tests.harness import Mount, Node, command, eventually
+from tests.mount.test_files import fails_with
+
+
+@pytest.fixture(scope="module")
+def seed(module_node: Node, make_module_mount: MakeMount) -> None:
+    """What is in the bucket ``options``."""
+    mount = make_module_mount(module_node, module_node.create_bucket("options"))
+    (mount.path / "file").write_text("content")
+    os.chmod(mount.path / "file", 0o666)
+    os.chown(mount.path / "file", 10, 20) if os.geteuid() == 0 else None
+    (mount.path / "directory").mkdir()
+    os.chmod(mount.path / "directory", 0o777)
+    mount.stop()
+
+
+def mounted(node: Node, make_mount: MakeMount, **options: object) -> Path:
+    """A mount of the seeded bucket."""
+    return make_mount(node, "options", options=options).path
+
+
+def test_ro_lets_nothing_be_changed(module_node: Node, make_mount: MakeMount, seed: None) -> None:
+    path = mounted(module_node, make_mount, ro=True)
+    assert (path / "file").read_text() == "content"
+    for call in (
+        lambda: (path / "new").touch(),
+        lambda: (path / "file").write_text("x"),
+        lambda: (path / "file").unlink(),
+        lambda: (path / "new").mkdir(),
+        lambda: os.chmod(path / "file", 0o600),
+        lambda: os.utime(path / "file"),
+        lambda: os.setxattr(path / "file", "user.x", b"x"),
+        lambda: os.rename(path / "file", path / "other"),
+    ):
+        with fails_with(errno.EROFS):
+            call()
+
+
+def test_uid_gid_and_umask_change_what_files_show(module_node: Node, make_mount: MakeMount, seed: None) -> None:
+    path = mounted(module_node, make_mount, uid=1234, gid=2345, umask="027")
+    for name, mode in ("file", 0o640), ("directory", 0o750):
+        now = (path / name).stat()
+        assert (now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode)) == (1234, 2345, mode)
+    now = mounted(module_node, make_mount).joinpath("file").stat()
+    assert (now.st_uid, stat.S_IMODE(now.st_mode)) == (10 if os.geteuid() == 0 else os.geteuid(), 0o666)
+
+
+def test_noxattr_turns_extended_attributes_off(module_node: Node, make_mount: MakeMount, seed: None) -> None:
+    path = mounted(module_node, make_mount, noxattr=True)
+    with fails_with(errno.EOPNOTSUPP):
+        os.setxattr(path / "file", "user.x", b"x")
+    with fails_with(errno.EOPNOTSUPP):
+        os.listxattr(path / "file")
+
+
+@pytest.mark.parametrize("options", [{"nowriteback": True}, {"close": "cluster"}, {"noexec": True}])
+def test_other_options_mount_and_work(
+    options: dict[str, object], module_node: Node, make_mount: MakeMount, seed: None
+) -> None:
+    path = mounted(module_node, make_mount, **options)
+    (path / "other").write_bytes(body := os.urandom(100_000))
+    assert (path / "other").read_bytes() == body
+
+
+@pytest.fixture
+def root(node: Node, make_mount: MakeMount) -> Mount:
+    """All buckets of a node."""
+    return make_mount(node)
+
+
+def buckets(node: Node) -> list[str]:
+    """Of the server."""
+    return sorted(bucket["name"] for bucket in node.api("GET", "/buckets")["buckets"])
+
+
+def test_directories_of_the_root_are_buckets(node: Node, root: Mount) -> None:
+    assert os.listdir(root.path) == []
+    (root.path / "first-bucket").mkdir()
+    assert buckets(node) == ["first-bucket"]
+    (root.path / "first-bucket/deep").mkdir()
+    (root.path / "first-bucket/deep/file").write_text("content")
+    root.remount()
+    assert (root.path / "first-bucket/deep/file").read_text() == "content"
+    with fails_with(errno.ENOTEMPTY):
+        (root.path / "first-bucket").rmdir()
+    with fails_with(errno.EEXIST):
+        (root.path / "first-bucket").mkdir()
+    (root.path / "first-bucket/deep/file").unlink()
+    (root.path / "first-bucket/deep").rmdir()
+    (root.path / "first-bucket").rmdir()
+    assert buckets(node) == []
+    assert os.listdir(root.path) == []
+    (root.path / "first-bucket").mkdir()
+    assert os.listdir(root.path / "first-bucket") == []
+
+
+def test_buckets_have_names_that_s3_allows(node: Node, root: Mount) -> None:
+    for name in "Upper", "ab", "under_score", "a..b", "-dash", "dash-", "192.168.0.1", "xn--x", "n" * 64, "sp ace":
+        with fails_with(errno.EINVAL):
+            (root.path / name).mkdir()
+    assert buckets(node) == []
+    (root.path / ("n" * 63)).mkdir()
+    (root.path / "a.b-c1").mkdir()
+    assert buckets(node) == ["a.b-c1", "n" * 63]
+
+
+def test_the_root_holds_nothing_but_buckets(root: Mount) -> None:
+    (root.path / "one").mkdir()
+    (root.path / "two").mkdir()
+    (root.path / "one/file").write_text("x")
+    for call in (
+        lambda: (root.path / "file").touch(),
+        lambda: os.symlink("one", root.path / "link"),
+        lambda: os.mkfifo(root.path / "fifo"),
+        lambda: os.rename(root.path / "one", root.path / "three"),
+    ):
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            call()
+        assert caught.value.errno in (errno.EPERM, errno.EINVAL, errno.EACCES, errno.EXDEV, errno.EOPNOTSUPP)
+    assert sorted(os.listdir(root.path)) == ["one", "two"]
+
+
+def test_renames_and_links_stay_within_a_bucket(root: Mount) -> None:
+    (root.path / "one").mkdir()
+    (root.path / "two").mkdir()
+    (root.path / "one/file").write_text("x")
+    with fails_with(errno.EXDEV):
+        os.rename(root.path / "one/file", root.path / "two/file")
+    with fails_with(errno.EXDEV):
+        os.link(root.path / "one/file", root.path / "two/file")
+    with fails_with(errno.EXDEV):
+        os.rename(root.path / "one/file", root.path / "file")
+    assert (root.path / "one/file").read_text() == "x"
+    assert command("mountfs", "status", root.path / "one").returncode == 0
+
+
+def test_a_bucket_made_elsewhere_appears(node: Node, root: Mount) -> None:
+    assert os.listdir(root.path) == []
+    node.create_bucket("elsewhere")
+    assert eventually(lambda: os.listdir(root.path), 20) == ["elsewhere"]
+    (root.path / "elsewhere/file").write_text("x")
+    root.sync()
+
+
+def test_two_mounts_of_a_bucket_see_each_others_changes_within_seconds(node: Node, make_mount: MakeMount) -> None:
+    bucket = node.create_bucket("shared")
+    one, two = make_mount(node, bucket).path, make_mount(node, bucket).path
+    (one / "directory").mkdir()
+    (one / "directory/file").write_text("first")
+    eventually(lambda: (two / "directory/file").exists() and (two / "directory/file").read_text() == "first", 5)
+    assert os.listdir(two / "directory") == ["file"]
+    (two / "directory/file").write_text("second, longer")
+    (two / "directory/new").touch()
+    os.chmod(two / "directory", 0o700)
+    eventually(lambda: (one / "directory/file").read_text() == "second, longer", 5)
+    eventually(lambda: sorted(os.listdir(one / "directory")) == ["file", "new"], 5)
+    eventually(lambda: stat.S_IMODE((one / "directory").stat().st_mode) == 0o700, 5)
+    (one / "directory").rename(one / "renamed")
+    eventually(lambda: os.listdir(two) == ["renamed"], 5)
+    (one / "renamed/file").unlink()
+    eventually(lambda: not (two / "renamed/file").exists(), 5)
