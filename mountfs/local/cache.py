@@ -14,6 +14,8 @@ from mountfs.local.slabs import Slabs
 
 DISK_CHECK_BYTES = 16 << 20
 """The disk's free space is asked for again after this many bytes."""
+TOUCHED = 4096
+"""Chunks read since their stamps were last written."""
 EVICT_ROWS = 256
 """Chunks looked at in one step of eviction."""
 
@@ -41,7 +43,10 @@ class Cache:
         row = self._db.execute("SELECT slab, position, length FROM chunk WHERE id = ?", (chunk,)).fetchone()
         if row is not None:
             self._touched.add(chunk)
-        return row
+            if len(self._touched) >= TOUCHED:
+                self._save_stamps()
+        found: tuple[int, int, int] | None = row
+        return found
 
     def add(self, chunk: bytes, slab: int, position: int, length: int) -> bool:
         """A range of a slab is a chunk's plaintext, whole. False when the chunk is cached already."""
@@ -79,11 +84,7 @@ class Cache:
 
     def _evict(self, size: int) -> int:
         """Give back about ``size`` bytes of cached chunks, oldest first; returns how many went."""
-        if self._touched:
-            now = time.time_ns()
-            with self._db.transaction():
-                self._db.executemany("UPDATE chunk SET stamp = ? WHERE id = ?", [(now, key) for key in self._touched])
-            self._touched.clear()
+        self._save_stamps()
         before = self._slabs.used
         while before - self._slabs.used < size:
             rows = self._db.execute(
@@ -102,6 +103,12 @@ class Cache:
                 self._db.executemany("DELETE FROM chunk WHERE id = ?", [(row[0],) for row in taken])
             self.free([(slab, position, length) for _, slab, position, length in taken])
         return before - self._slabs.used
+
+    def _save_stamps(self) -> None:
+        now = time.time_ns()
+        with self._db.transaction():
+            self._db.executemany("UPDATE chunk SET stamp = ? WHERE id = ?", [(now, key) for key in self._touched])
+        self._touched.clear()
 
     def free(self, ranges: list[tuple[int, int, int]]) -> None:
         """Give (slab, position, length) ranges back that no row refers to any more. After the

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import apsw
 
@@ -141,8 +142,8 @@ class Database:
         self._lock = _lock(state / "lock")
         path = str(state / "mount.db")
         self.connection = apsw.Connection(path, statementcachesize=256)
-        self.execute = self.connection.execute
-        self.executemany = self.connection.executemany
+        self.execute: Callable[..., Any] = self.connection.execute
+        self.executemany: Callable[..., Any] = self.connection.executemany
         self.after_rollback: list[Callable[[], None]] = []
         self.execute("PRAGMA page_size = 4096")
         self.execute("PRAGMA journal_mode = WAL")

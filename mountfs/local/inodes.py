@@ -101,7 +101,7 @@ class Inodes:
         row = self._execute("SELECT ino FROM dentry WHERE parent = ? AND name = ?", (parent, name)).fetchone()
         return row[0] if row else None
 
-    def list(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Inode]]:
+    def page(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Inode]]:
         """Up to ``limit`` names after ``after`` in byte order, with their inodes."""
         rows = self._execute(_LIST, (parent, after, limit)).fetchall()
         return [(row[0], Inode._make(row[1:])) for row in rows]

@@ -172,7 +172,7 @@ class Journal:
             self._count(row, -1)
 
     def announce(self) -> None:
-        """Wake those in :meth:`drained`. After the transaction that removed rows."""
+        """Wake those in :meth:`acknowledged`. After the transaction that removed rows."""
         event, self._acknowledged = self._acknowledged, trio.Event()
         event.set()
 
@@ -198,14 +198,12 @@ class Journal:
     def left(self, up_to: int, ino: int | None = None) -> bool:
         """Whether a row up to the id ``up_to`` is still here, of one inode if given."""
         if ino is None:
-            query, values = "SELECT 1 FROM journal WHERE id <= ? LIMIT 1", (up_to,)
-        elif ino not in self.inos:
+            return self._db.execute("SELECT 1 FROM journal WHERE id <= ? LIMIT 1", (up_to,)).fetchone() is not None
+        if ino not in self.inos:
             return False
-        else:
-            query, values = "SELECT 1 FROM journal WHERE id <= ? AND ? IN (ino, ino2) LIMIT 1", (up_to, ino)
-        return self._db.execute(query, values).fetchone() is not None
+        query = "SELECT 1 FROM journal WHERE id <= ? AND ? IN (ino, ino2) LIMIT 1"
+        return self._db.execute(query, (up_to, ino)).fetchone() is not None
 
-    async def drained(self, up_to: int, ino: int | None = None) -> None:
-        """Return once no row up to the id ``up_to`` is left, of one inode if given."""
-        while self.left(up_to, ino):
-            await self._acknowledged.wait()
+    async def acknowledged(self) -> None:
+        """Return when rows have gone."""
+        await self._acknowledged.wait()

@@ -46,6 +46,18 @@ class Layers:
             parts += self._below(start, end)
         return parts
 
+    def slices_from(self, position: int) -> Iterator[Slice]:
+        """The slices of the version underneath from the one at ``position`` on."""
+        index = bisect_right(self._starts, position) - 1
+        while index < len(self.base):
+            yield self.base[index]
+            index += 1
+
+    def slice_end(self, position: int) -> int:
+        """Where the slice at ``position`` of the version underneath ends."""
+        index = bisect_right(self._starts, position)
+        return self._starts[index] if index < len(self._starts) else self.size
+
     def _below(self, start: int, end: int) -> Iterator[Extent]:
         index = bisect_right(self._starts, start) - 1
         while start < end and index < len(self.base):

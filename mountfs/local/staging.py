@@ -63,15 +63,29 @@ class Content:
         """The slab of this file alone, 0 for none."""
         self.floor = 0
         """The private slab may only be written from this offset on: what is below is sealed."""
+        self.early = 0
+        """The nodes have the content up to this offset, though no commit refers to it yet."""
         self.lowest_write = 0
         """Lowest offset changed since an early upload set this to the end of the file."""
         self.dirty = False
         """Changed since the last seal."""
         self.times_ns = 0
         """mtime and ctime of a write that has not been put in the database yet, 0 for none."""
-        self.snapshot: Snapshot | None = None
+        self.sealed: Snapshot | None = None
+        """What was sealed last and nobody sends yet, kept once the file changes again."""
+        self.sending: list[Snapshot] = []
+        """Snapshots on their way, oldest first."""
         self.garbage: list[tuple[int, int, int]] = []
-        """Slab ranges that only ``snapshot`` still needs."""
+        """Slab ranges that only snapshots still need."""
+
+    @property
+    def unsent(self) -> bool:
+        """Whether any of it waits for the nodes or is on its way."""
+        return self.dirty or self.sealed is not None or bool(self.sending)
+
+    def snapshots(self) -> list[Snapshot]:
+        """All that stand still."""
+        return self.sending if self.sealed is None else [*self.sending, self.sealed]
 
 
 class Staging:
@@ -106,9 +120,11 @@ class Staging:
             if content is None:
                 return None
             self.contents[ino] = content
+        elif not content.unsent and not content.layers.overlay:
+            self._reload(content)
         if write:
-            if not content.writers and content.snapshot is None and (Op.WRITE, ino) in self._journal.open:
-                self._take_snapshot(content)
+            if not content.writers and content.sealed is None and (Op.WRITE, ino) in self._journal.open:
+                content.sealed = self._freeze(content)
             content.writers += 1
         content.users += 1
         return content
@@ -136,10 +152,18 @@ class Staging:
         session = self._sessions.get(ino) or os.urandom(16)
         return Content(ino, inode.bucket, layers, inode.version, session)
 
+    def _reload(self, content: Content) -> None:
+        """Follow the file to another version, where nothing here was written over the old one."""
+        inode, packed = self._inodes.get(content.ino), self._inodes.content(content.ino)
+        if inode is not None and packed is not None and inode.version != content.version:
+            content.layers.rebase(unpack_slices(packed))
+            content.layers.size = inode.size
+            content.version = inode.version
+
     # Changes
 
     def write(self, content: Content, offset: int, data: bytes) -> None:
-        """Put ``data`` at ``offset``. Raises OSError(ENOSPC) with nothing changed."""
+        """Put ``data`` at ``offset``; there is room for it. Raises OSError with nothing changed."""
         end = offset + len(data)
         content.times_ns = time.time_ns()
         over = content.layers.overlay.overlapping(offset, end)
@@ -149,7 +173,6 @@ class Staging:
                 content.lowest_write = min(content.lowest_write, offset)
                 self._slabs.write(extent.slab, extent.position + offset - extent.offset, data)
                 return
-        self._cache.require_room(len(data))
         slab, position = self._place(content, offset, data, over)
         content.lowest_write = min(content.lowest_write, offset)
         with self._db.transaction():
@@ -183,6 +206,7 @@ class Staging:
         freed: list[Extent] = []
         content.times_ns = time.time_ns()
         content.lowest_write = min(content.lowest_write, size)
+        content.early = min(content.early, size)
         with self._db.transaction():
             if size > content.layers.size:
                 freed = self._fill_gap(content, size)
@@ -191,7 +215,7 @@ class Staging:
                 self._db.execute("DELETE FROM staged WHERE ino = ? AND offset >= ?", (content.ino, size))
                 self._store(content, fresh)
                 freed = [extent.part(max(size, extent.offset), extent.end) for extent in gone]
-                if not size and content.snapshot is None:
+                if not size and not content.snapshots():
                     content.layers.rebase([])
                     self._inodes.update(content.ino, content=pack_slices([]))
             content.layers.size = size
@@ -201,7 +225,7 @@ class Staging:
     def _fill_gap(self, content: Content, offset: int) -> list[Extent]:
         """Zeros from the present end to ``offset``, where something underneath would show otherwise."""
         size = content.layers.size
-        below = max(content.layers.base_size, content.snapshot.layers.size if content.snapshot else 0)
+        below = max(content.layers.base_size, *(snapshot.layers.size for snapshot in content.snapshots()), 0)
         if offset <= size or below <= size:
             return []
         return self._lay(content, Extent(size, offset - size, 0, 0, content.gen))
@@ -247,7 +271,7 @@ class Staging:
         ranges = [(extent.slab, extent.position, extent.length) for extent in extents if extent.slab]
         if not ranges:
             return
-        if content.snapshot is not None:
+        if content.snapshots():
             content.garbage += ranges
         else:
             self._cache.free(ranges)
@@ -268,37 +292,50 @@ class Staging:
 
     def seal(self, content: Content) -> None:
         """End a generation: what has been written so far is to be sent."""
-        self.save_times(content)
+        if content.dirty:
+            with self._db.transaction():
+                self.seal_within(content)
+
+    def seal_within(self, content: Content) -> None:
+        """As :meth:`seal`, inside the caller's transaction."""
         if not content.dirty:
             return
-        with self._db.transaction():
-            self._journal.add_write(content.bucket, content.ino, time.time_ns())
-            self._inodes.update(content.ino, dirty=0)
+        if content.times_ns:
+            self._note(content)
+        self._journal.add_write(content.bucket, content.ino, time.time_ns())
+        self._inodes.update(content.ino, dirty=0)
         content.dirty = False
         if content.writers:
-            self._take_snapshot(content)
+            content.sealed = self._freeze(content)
 
-    def _take_snapshot(self, content: Content) -> Snapshot:
-        open_ = content.writers > 0
-        if open_:
+    def _freeze(self, content: Content) -> Snapshot:
+        is_open = content.writers > 0
+        if is_open:
             self._sessions[content.ino] = content.session
-        content.snapshot = Snapshot(
-            content.ino, content.gen, content.layers.copy(), content.version, content.session, open_
-        )
+        layers = content.layers.copy()
+        snapshot = Snapshot(content.ino, content.gen, layers, content.version, content.session, is_open)
         content.gen += 1
-        content.floor = content.layers.size
-        return content.snapshot
+        content.floor = layers.size
+        return snapshot
 
-    def snapshot(self, content: Content, gen: int | None = None) -> Snapshot:
-        """What was sealed last, for the uploader, who holds the content meanwhile.
+    def send(self, content: Content, gen: int | None = None) -> Snapshot:
+        """What was sealed last, for the uploader, who holds the content until it is settled.
 
         ``gen``: what an earlier daemon had sealed up to this generation.
         """
-        sealed = content.snapshot or self._take_snapshot(content)
+        snapshot = content.sealed or self._freeze(content)
+        content.sealed = None
+        content.sending.append(snapshot)
         if gen is not None:
-            sealed.gen = gen
-            sealed.layers.overlay = ExtentMap(extent for extent in sealed.layers.overlay if extent.gen <= gen)
-        return sealed
+            snapshot.gen = gen
+            snapshot.layers.overlay = ExtentMap(extent for extent in snapshot.layers.overlay if extent.gen <= gen)
+        return snapshot
+
+    def give_back(self, content: Content, snapshot: Snapshot) -> None:
+        """The snapshot was not sent after all; a newer one takes its place if there is one."""
+        if snapshot in content.sending:
+            content.sending.remove(snapshot)
+            content.sealed = content.sealed or snapshot
 
     def committed(self, sent: Snapshot, slices: list[Slice], version: bytes) -> list[tuple[int, int, int]]:
         """The nodes have ``sent`` as ``version``: its slices replace its extents, the bytes become cache.
@@ -329,22 +366,21 @@ class Staging:
 
     def settle(self, sent: Snapshot, slices: list[Slice], version: bytes, ranges: list[tuple[int, int, int]]) -> None:
         """After the transaction of :meth:`committed`: the contents in use follow, and space comes free."""
-        content = self.contents.get(sent.ino)
-        if content is not None:
-            if content.snapshot is sent:
-                content.snapshot = None
-                ranges = ranges + content.garbage
-                content.garbage = []
-            for layers in [content.layers, *([content.snapshot.layers] if content.snapshot else [])]:
-                layers.overlay = ExtentMap(extent for extent in layers.overlay if extent.gen > sent.gen)
-                layers.rebase(slices)
-            if content.snapshot is not None:
-                content.snapshot.version = version
-            content.version = version
-            content.private = 0
+        content = self.contents[sent.ino]
+        content.sending.remove(sent)
+        for layers in [content.layers, *(other.layers for other in content.snapshots())]:
+            layers.overlay = ExtentMap(extent for extent in layers.overlay if extent.gen > sent.gen)
+            layers.rebase(slices)
+        for other in content.snapshots():
+            other.version = version
+        content.version = version
+        content.private = 0
+        content.garbage += ranges
+        if not content.snapshots():
+            ranges, content.garbage = content.garbage, []
+            self._cache.free(ranges)
         if not sent.open:
             self._sessions.pop(sent.ino, None)
-        self._cache.free(ranges)
 
     def forget(self, ino: int) -> None:
         """Nothing needs the staged bytes of a file any more."""

@@ -47,9 +47,9 @@ class Code(enum.Enum):
         return PREFIX + str(self.value)
 
 
+_BY_URI = {code.uri: code for code in Code}
+
+
 def code_of(uri: str) -> Code | None:
     """The code behind a problem ``type``, None when it is not one of ours."""
-    try:
-        return Code(uri.removeprefix(PREFIX))
-    except ValueError:
-        return None
+    return _BY_URI.get(uri)

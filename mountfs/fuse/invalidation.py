@@ -1,0 +1,48 @@
+"""Telling the kernel what changed elsewhere, so that it may otherwise trust its caches for long."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+
+import pyfuse3
+
+from mountfs.sync.context import Kernel
+
+log = logging.getLogger(__name__)
+
+
+class Invalidation(Kernel):
+    """A thread that passes notifications on.
+
+    Not the FUSE thread: the kernel may make a notification wait for a request that only that thread
+    can answer.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[int, bytes | None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="invalidation", daemon=True)
+        self._thread.start()
+
+    def entry(self, parent: int, name: bytes) -> None:
+        self._queue.put((parent, name))
+
+    def inode(self, ino: int) -> None:
+        self._queue.put((ino, None))
+
+    def close(self) -> None:
+        """Pass on what is queued, then end."""
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            ino, name = item
+            try:
+                if name is None:
+                    pyfuse3.invalidate_inode(pyfuse3.InodeT(ino))
+                else:
+                    pyfuse3.invalidate_entry(pyfuse3.InodeT(ino), pyfuse3.FileNameT(name))
+            except OSError as error:
+                # Mostly ENOENT: the kernel does not know the file, so there is nothing to forget.
+                log.debug("invalidating %s: %s", item, error)

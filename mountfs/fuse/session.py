@@ -1,0 +1,77 @@
+"""The FUSE session: mounting, serving, ending."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyfuse3
+
+from mountfs.errors import MountError
+from mountfs.fuse import polling
+from mountfs.fuse.adapter import Adapter, mount_options
+from mountfs.fuse.invalidation import Invalidation
+from mountfs.vfs.filesystem import FileSystem
+
+log = logging.getLogger(__name__)
+
+MAX_TASKS = 512
+"""Requests answered at the same time; stalled ones must not starve the rest."""
+READ_AHEAD_KB = 4096
+DEADLINE_SLACK = 5.0
+"""Seconds a handler has beyond the deadlines of what it waits for."""
+
+
+@contextmanager
+def mounted(fs: FileSystem, mountpoint: Path, source: str) -> Iterator[None]:
+    """The file system mounted at ``mountpoint``, until the block ends.
+
+    Leaving by an exception leaves the mount point dead (ENOTCONN), never an empty directory.
+    Raises MountError.
+    """
+    config = fs.engine.context.config
+    adapter = Adapter(fs, config.data_deadline + config.metadata_deadline + DEADLINE_SLACK)
+    try:
+        pyfuse3.init(adapter, str(mountpoint), mount_options(fs, source))
+    except RuntimeError as error:
+        raise MountError(f"cannot mount on {mountpoint}: {_reason(error)}") from error
+    polling.install()
+    kernel = Invalidation()
+    fs.engine.context.kernel = kernel
+    unmount = False
+    try:
+        yield
+        unmount = True
+    finally:
+        kernel.close()
+        pyfuse3.close(unmount=unmount)
+
+
+def _reason(error: RuntimeError) -> str:
+    if not Path("/dev/fuse").exists():
+        return "/dev/fuse is missing: load the kernel module fuse"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "no permission to open /dev/fuse"
+    return f"{error} (see `mountfs doctor`)"
+
+
+async def serve() -> None:
+    """Answer requests until unmounted or :func:`end`."""
+    await pyfuse3.main(max_tasks=MAX_TASKS)
+
+
+def end() -> None:
+    """Make :func:`serve` return."""
+    pyfuse3.terminate()
+
+
+def raise_read_ahead(device: tuple[int, int]) -> None:
+    """Let the kernel read further ahead, where we may tell it to."""
+    path = Path(f"/sys/class/bdi/{device[0]}:{device[1]}/read_ahead_kb")
+    try:
+        path.write_text(str(READ_AHEAD_KB))
+    except OSError as error:
+        log.debug("%s: %s", path, error)

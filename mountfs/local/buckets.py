@@ -1,0 +1,67 @@
+"""The buckets this mount has seen."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mountfs.local.database import Database
+from nodeserver.protocol import wire
+
+
+@dataclasses.dataclass
+class BucketState:
+    """A row of the table ``bucket``, kept in memory too."""
+
+    id: int
+    uuid: bytes
+    name: str
+    root: int
+    """Inode number of its root directory."""
+    chunk_key: bytes
+    seq: int
+    """Every change up to this place in the bucket's log is in the local database."""
+    usage: wire.Usage
+    known: int = 0
+    """The newest place in the log we heard of; an answer that is older may lack what we did since."""
+
+
+class Buckets:
+    """All of them, by row id."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self.by_id: dict[int, BucketState] = {}
+        for row in db.execute("SELECT id, uuid, name, root, chunk_key, seq, usage FROM bucket"):
+            self.by_id[row[0]] = BucketState(*row[:6], wire.unpack(row[6], wire.Usage), row[5])  # type: ignore[call-arg]
+
+    def by_name(self, name: str) -> BucketState | None:
+        return next((bucket for bucket in self.by_id.values() if bucket.name == name), None)
+
+    def add(self, info: wire.Bucket, root: int) -> BucketState:
+        """Take over a bucket as the server describes it, inside the caller's transaction."""
+        values = (info.id, info.name, root, info.chunk_key, info.seq, wire.pack(info.usage))
+        self._db.execute("INSERT INTO bucket VALUES (NULL, ?, ?, ?, ?, ?, ?)", values)
+        row_id = self._db.connection.last_insert_rowid()
+        state = BucketState(row_id, info.id, info.name, root, info.chunk_key, info.seq, info.usage, info.seq)
+        self.by_id[row_id] = state
+        return state
+
+    def remove(self, bucket: BucketState) -> None:
+        """The bucket is gone, with all that is known of it; inside the caller's transaction."""
+        for query in (
+            "DELETE FROM dentry WHERE parent IN (SELECT ino FROM inode WHERE bucket = ?)",
+            "DELETE FROM staged WHERE ino IN (SELECT ino FROM inode WHERE bucket = ?)",
+            "DELETE FROM inode WHERE bucket = ?",
+            "DELETE FROM journal WHERE bucket = ?",
+            "DELETE FROM batch WHERE bucket = ?",
+            "DELETE FROM bucket WHERE id = ?",
+        ):
+            self._db.execute(query, (bucket.id,))
+        self._db.execute("DELETE FROM dentry WHERE ino = ?", (bucket.root,))
+        self.by_id.pop(bucket.id, None)
+
+    def advance(self, bucket: BucketState, seq: int, usage: wire.Usage) -> None:
+        """Changes up to ``seq`` are in the database; inside the caller's transaction."""
+        bucket.seq, bucket.usage = seq, usage
+        bucket.known = max(bucket.known, seq)
+        self._db.execute("UPDATE bucket SET seq = ?, usage = ? WHERE id = ?", (seq, wire.pack(usage), bucket.id))

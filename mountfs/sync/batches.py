@@ -1,0 +1,158 @@
+"""Making a commit of journal rows: what cancels out, what goes along, with the values of now."""
+
+from __future__ import annotations
+
+import stat
+from collections import defaultdict
+from collections.abc import Iterable
+
+import msgspec
+
+from mountfs.local.inodes import Inode, Inodes
+from mountfs.local.journal import Field, Journal, Op, Row
+from mountfs.sync.uploads import Upload
+from nodeserver.protocol import wire
+
+
+class Sent(msgspec.Struct, array_like=True):
+    """Which journal rows a commit answers, kept beside it. Stored: only append fields."""
+
+    rows: list[int]
+    writes: list[tuple[int, int, int]]
+    """(operation, inode, generation) of each write in the commit."""
+
+
+class Batch(msgspec.Struct):
+    """A commit and what it stands for here."""
+
+    rows: list[Row]
+    ops: list[wire.Op]
+    row_of: list[Row]
+    """The row behind each operation."""
+    uploads: dict[int, Upload]
+    """By operation."""
+
+
+def cancelled(journal: Journal, inodes: Inodes, rows: list[Row]) -> list[Row]:
+    """Rows of files that were made and deleted again before anything was sent of them."""
+    by_ino: dict[int, list[Row]] = defaultdict(list)
+    inside: dict[int, int] = defaultdict(int)
+    for row in rows:
+        for ino in set(row.inos()):
+            by_ino[ino].append(row)
+        for parent, _ in row.names():
+            inside[parent] += 1
+    gone: list[Row] = []
+    for row in reversed(rows):
+        if row.op != Op.UNLINK or not _fleeting(journal, inodes, row.ino, by_ino[row.ino]) or inside[row.ino]:
+            continue
+        for other in by_ino[row.ino]:
+            gone.append(other)
+            for parent, _ in other.names():
+                inside[parent] -= 1
+    return gone
+
+
+def _fleeting(journal: Journal, inodes: Inodes, ino: int, rows: list[Row]) -> bool:
+    """Whether these rows are all there is of a file that nobody else ever saw."""
+    inode = inodes.get(ino)
+    if inode is None or inode.nlink or len(rows) != journal.inos[ino]:
+        return False
+    if any(row.id in journal.taken or row.op not in (Op.CREATE, Op.ATTR, Op.WRITE, Op.UNLINK) for row in rows):
+        return False
+    creates = [row for row in rows if row.op == Op.CREATE]
+    unlinks = [row for row in rows if row.op == Op.UNLINK]
+    return len(creates) == len(unlinks) == 1 and (creates[0].parent, creates[0].name) == (
+        unlinks[0].parent,
+        unlinks[0].name,
+    )
+
+
+def build(inodes: Inodes, rows: Iterable[Row], uploads: dict[int, Upload]) -> Batch:
+    """The operations for ``rows``. ``uploads`` by row id; a WRITE row without one has nothing to send."""
+    batch = Batch([], [], [], {})
+    created: set[int] = set()
+    ids: dict[int, bytes] = {}
+
+    def file_id(ino: int) -> bytes:
+        if ino not in ids:
+            inode = inodes.get(ino)
+            ids[ino] = inode.file_id if inode else b""
+        return ids[ino]
+
+    for row in rows:
+        batch.rows.append(row)
+        inode = inodes.get(row.ino)
+        if inode is None:
+            continue
+        op: wire.Op | None = None
+        if row.op == Op.CREATE:
+            created.add(row.ino)
+            op = wire.Create(file_id(row.parent), row.name, _file(inode), row.time)
+        elif row.op == Op.LINK:
+            op = wire.Link(file_id(row.parent), row.name, inode.file_id, row.time)
+        elif row.op == Op.UNLINK:
+            op = wire.Unlink(file_id(row.parent), row.name, inode.file_id, row.time)
+        elif row.op == Op.RENAME:
+            replaced = file_id(row.ino2) if row.ino2 else b""
+            op = wire.Rename(
+                file_id(row.parent), row.name, inode.file_id, file_id(row.parent2), row.name2, row.time, replaced
+            )
+        elif row.op == Op.EXCHANGE:
+            op = wire.Exchange(
+                file_id(row.parent), row.name, inode.file_id,
+                file_id(row.parent2), row.name2, file_id(row.ino2), row.time,
+            )  # fmt: skip
+        elif row.op == Op.ATTR and row.ino not in created:
+            op = _attributes(inode, Field(row.mask))
+        elif row.op == Op.WRITE and row.id in uploads:
+            upload = uploads[row.id]
+            batch.uploads[len(batch.ops)] = upload
+            op = _write(inode, upload)
+        if op is not None:
+            batch.ops.append(op)
+            batch.row_of.append(row)
+    return batch
+
+
+def _file(inode: Inode) -> wire.File:
+    return wire.File(
+        id=inode.file_id,
+        mode=inode.mode,
+        uid=inode.uid,
+        gid=inode.gid,
+        rdev=inode.rdev,
+        atime_ns=inode.atime,
+        mtime_ns=inode.mtime,
+        ctime_ns=inode.ctime,
+        size=len(inode.target) if stat.S_ISLNK(inode.mode) else 0,
+        target=inode.target,
+        xattrs=inode.xattr_map(),
+    )
+
+
+def _attributes(inode: Inode, mask: Field) -> wire.SetAttr:
+    return wire.SetAttr(
+        inode.file_id,
+        inode.ctime,
+        mode=inode.mode if mask & Field.MODE else None,
+        uid=inode.uid if mask & Field.UID else None,
+        gid=inode.gid if mask & Field.GID else None,
+        atime_ns=inode.atime if mask & Field.ATIME else None,
+        mtime_ns=inode.mtime if mask & Field.MTIME else None,
+        xattrs=inode.xattr_map() if mask & Field.XATTRS else None,
+    )
+
+
+def _write(inode: Inode, upload: Upload) -> wire.Write:
+    return wire.Write(
+        inode.file_id,
+        upload.version,
+        upload.snapshot.layers.size,
+        upload.hash,
+        upload.manifest,
+        inode.mtime,
+        inode.ctime,
+        base=upload.snapshot.version,
+        session=upload.snapshot.session,
+    )

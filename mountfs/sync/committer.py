@@ -1,0 +1,354 @@
+"""The committer: takes the journal to the server, in order, in batches.
+
+One for each bucket. Content goes up before the commit that refers to it; while one commit is on its
+way the content of the next is sent. A commit is stored before it is sent, so that after any crash,
+here or there, the same batch is sent again and applied once.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import time
+
+import msgspec
+import trio
+
+from mountfs.local.buckets import BucketState
+from mountfs.local.inodes import UNKNOWN
+from mountfs.local.journal import Op, Row
+from mountfs.sync.batches import Batch, Sent, build, cancelled
+from mountfs.sync.context import Context
+from mountfs.sync.errors import ungrouped
+from mountfs.sync.uploads import Upload, Uploads
+from nodeserver.client import ClientError, Refused, Unreachable
+from nodeserver.content.manifest import unpack_slices
+from nodeserver.protocol import wire
+from nodeserver.protocol.errors import Code
+from nodeserver.protocol.ids import new_id
+
+log = logging.getLogger(__name__)
+
+BATCH_ROWS = 1000
+WINDOW_ROWS = 4 * BATCH_ROWS
+"""Rows looked at for changes that cancel out."""
+BATCH_BYTES = 64 << 20
+"""Content sent for one commit, but for a single larger file."""
+EAGER_ROWS = 500
+"""With so many rows waiting there is nothing to settle for."""
+RETRY_FIRST, RETRY_MOST = 0.2, 15.0
+"""Seconds between attempts while the server does not take what is sent."""
+
+
+class Committer:
+    """Drains the journal of one bucket."""
+
+    def __init__(self, context: Context, uploads: Uploads, bucket: BucketState) -> None:
+        self._context = context
+        self._uploads = uploads
+        self._bucket = bucket
+        self._hurried = 0
+        self._hurry = trio.Event()
+        self._resumed = False
+        self._refused: dict[int, float] = {}
+        """When to try a row again that the server refused, in trio time."""
+
+    def hurry(self) -> None:
+        """Someone waits: let nothing that is in the journal settle, and try again at once."""
+        self._hurried = self._context.journal.last()
+        self._hurry.set()
+
+    async def run(self) -> None:
+        """Send what there is, for ever."""
+        delay = RETRY_FIRST
+        while True:
+            self._hurry = trio.Event()
+            try:
+                if not self._resumed:
+                    await self._finish_stored()
+                    self._resumed = True
+                await self._wait_for_rows()
+                await self._drain()
+                delay = RETRY_FIRST
+            except (ClientError, OSError) as error:
+                self._note_failure(error)
+                delay = await self._pause(delay)
+
+    async def _pause(self, delay: float) -> float:
+        """Wait before the next attempt, unless someone hurries; returns the next delay."""
+        with trio.move_on_after(delay * (0.5 + random.random())):  # noqa: S311
+            await self._hurry.wait()
+        return min(delay * 2, RETRY_MOST)
+
+    def _note_failure(self, error: ClientError | OSError) -> None:
+        if isinstance(error, Refused):
+            self._context.server_full = error.code is Code.FULL
+        if not isinstance(error, Unreachable):
+            self._context.report(0, f"bucket {self._bucket.name}: {error}")
+        self._context.journal.announce()
+
+    # What to send
+
+    async def _wait_for_rows(self) -> None:
+        """Return when rows have settled, are many, or someone waits for them."""
+        journal, settle = self._context.journal, self._context.config.settle
+        while True:
+            rows = self._rows(EAGER_ROWS)
+            wait = trio.current_time() + 3600
+            if rows:
+                age = (time.time_ns() - rows[0].time) / 1e9
+                if len(rows) >= EAGER_ROWS or age >= settle or age < 0 or self._hurried >= rows[0].id:
+                    return
+                wait = trio.current_time() + settle - age
+            elif self._refused:
+                wait = min(self._refused.values())
+            journal.added = trio.Event()
+            self._hurry = trio.Event()
+            with trio.move_on_at(wait):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_first, journal.added, nursery.cancel_scope)
+                    nursery.start_soon(_first, self._hurry, nursery.cancel_scope)
+
+    def _rows(self, limit: int) -> list[Row]:
+        """Rows that nobody has taken and that need not wait."""
+        now = trio.current_time()
+        self._refused = {row: at for row, at in self._refused.items() if at > now}
+        taken = self._context.journal.taken
+        rows = self._context.journal.rows(self._bucket.id, limit=limit + len(taken) + len(self._refused))
+        return [row for row in rows if row.id not in taken and row.id not in self._refused]
+
+    def _select(self) -> list[Row]:
+        """The next rows to send; forgets those that cancel out."""
+        context = self._context
+        rows = self._rows(WINDOW_ROWS)
+        gone = cancelled(context.journal, context.inodes, rows)
+        if gone:
+            with context.db.transaction():
+                context.journal.remove(gone)
+            context.journal.announce()
+            ids = {row.id for row in gone}
+            rows = [row for row in rows if row.id not in ids]
+        horizon = time.time_ns() - int(context.config.settle * 1e9)
+        if len(rows) < EAGER_ROWS:
+            rows = [row for row in rows if row.time <= horizon or row.id <= self._hurried]
+        chosen: list[Row] = []
+        size = 0
+        for row in rows[:BATCH_ROWS]:
+            if row.op == Op.WRITE:
+                inode = context.inodes.get(row.ino)
+                size += inode.size if inode else 0
+                if chosen and size > BATCH_BYTES:
+                    break
+            chosen.append(row)
+        return chosen
+
+    async def _drain(self) -> None:
+        """Send until nothing is left that has settled; content of the next batch while one commits."""
+        with ungrouped():
+            async with trio.open_nursery() as nursery:
+                commit_done = trio.Event()
+                commit_done.set()
+                while rows := self._select():
+                    uploads = await self._send_content(rows)
+                    await commit_done.wait()
+                    commit_done = trio.Event()
+                    nursery.start_soon(self._commit_rows, rows, uploads, commit_done)
+
+    async def _send_content(self, rows: list[Row]) -> dict[int, Upload]:
+        """Send what WRITE rows refer to; takes all rows."""
+        context = self._context
+        held: dict[int, tuple[Row, Upload | None]] = {}
+        work = []
+        for row in rows:
+            context.journal.take(row)
+            if row.op != Op.WRITE:
+                continue
+            inode = context.inodes.get(row.ino)
+            if inode is None or not inode.nlink:
+                continue
+            content = context.staging.acquire(row.ino)
+            if content is None:
+                context.report(row.ino, "its content is not known here")
+                continue
+            held[row.ino] = (row, None)
+            work.append((content, context.staging.send(content)))
+        try:
+            uploads = await self._uploads.send(self._bucket, work)
+        except BaseException:
+            for content, snapshot in work:
+                context.staging.give_back(content, snapshot)
+                context.staging.release(content)
+            for row in rows:
+                context.journal.give_back(row)
+            raise
+        return {held[upload.content.ino][0].id: upload for upload in uploads}
+
+    async def _commit_rows(self, rows: list[Row], uploads: dict[int, Upload], done: trio.Event) -> None:
+        context = self._context
+        try:
+            batch = build(context.inodes, rows, uploads)
+            body = wire.pack(wire.Commit(context.client_id, new_id(), batch.ops, context.client_name))
+            sent = Sent(
+                [row.id for row in batch.rows],
+                [(index, upload.snapshot.ino, upload.snapshot.gen) for index, upload in batch.uploads.items()],
+            )
+            with context.db.transaction():
+                context.db.execute(
+                    "INSERT INTO batch VALUES (?, ?, ?)", (self._bucket.id, body, msgspec.msgpack.encode(sent))
+                )
+            await self._commit(body, batch)
+        finally:
+            for upload in uploads.values():
+                context.staging.release(upload.content)
+            done.set()
+
+    # Sending
+
+    async def _finish_stored(self) -> None:
+        """Send the commit again that was on its way when the last daemon ended."""
+        context = self._context
+        stored = context.db.execute("SELECT body, rows FROM batch WHERE bucket = ?", (self._bucket.id,)).fetchone()
+        if stored is None:
+            return
+        commit = wire.unpack(stored[0], wire.Commit)
+        sent = msgspec.msgpack.decode(stored[1], type=Sent)
+        ids = set(sent.rows)
+        rows = [row for row in context.journal.rows(self._bucket.id) if row.id in ids]
+        for row in rows:
+            context.journal.take(row)
+        batch = Batch(rows, commit.ops, [], {})
+        for index, ino, gen in sent.writes:
+            op = commit.ops[index]
+            content = context.staging.acquire(ino)
+            if content is None or not isinstance(op, wire.Write):
+                continue
+            snapshot = context.staging.send(content, gen)
+            slices = op.manifest.slices
+            if op.manifest.indirect:
+                parts = [await self._uploads.downloads.chunk(self._bucket, piece.chunk) for piece in slices]
+                slices = unpack_slices(b"".join(parts))
+            batch.uploads[index] = Upload(content, snapshot, slices, op.manifest, op.hash, op.version)
+        try:
+            await self._commit(stored[0], batch)
+        finally:
+            for upload in batch.uploads.values():
+                context.staging.release(upload.content)
+
+    async def _commit(self, body: bytes, batch: Batch) -> None:
+        """Send a stored commit until the server answers it, one way or the other."""
+        delay = RETRY_FIRST
+        while True:
+            self._hurry = trio.Event()
+            try:
+                answer = await self._context.client.commit_packed(self._bucket.name, body)
+                break
+            except Refused as refusal:
+                self._note_failure(refusal)
+                if refusal.code is Code.MISSING_CHUNKS:
+                    self._give_back(batch)
+                    return
+                if refusal.code is Code.NO_BUCKET:
+                    raise
+            except ClientError as error:
+                self._note_failure(error)
+            delay = await self._pause(delay)
+        self._acknowledged(batch, answer)
+
+    def _give_back(self, batch: Batch) -> None:
+        """Nothing of the commit was applied: its rows go again, with content sent anew."""
+        context = self._context
+        with context.db.transaction():
+            context.db.execute("DELETE FROM batch WHERE bucket = ?", (self._bucket.id,))
+        for row in batch.rows:
+            context.journal.give_back(row)
+        for upload in batch.uploads.values():
+            context.staging.give_back(upload.content, upload.snapshot)
+
+    def _acknowledged(self, batch: Batch, answer: wire.Committed) -> None:
+        context, bucket = self._context, self._bucket
+        rows = {row.id: row for row in batch.rows}
+        settled: list[tuple[Upload, list[tuple[int, int, int]]]] = []
+        with context.db.transaction():
+            for index, result in enumerate(answer.results):
+                upload = batch.uploads.get(index)
+                if result.status == "quota" and upload is not None:
+                    self._refuse(batch, upload, rows)
+                elif upload is not None:
+                    ranges = context.staging.committed(upload.snapshot, upload.slices, upload.version)
+                    settled.append((upload, ranges))
+                    context.refused.pop(upload.content.ino, None)
+                    context.growth.pop(upload.content.ino, None)
+                if result.status in ("conflict", "dropped"):
+                    self._resolve(batch.ops[index], result)
+            context.db.execute("DELETE FROM batch WHERE bucket = ?", (bucket.id,))
+            context.journal.remove(list(rows.values()))
+        bucket.known = max(bucket.known, answer.seq)
+        context.server_full = False
+        for upload, ranges in settled:
+            context.staging.settle(upload.snapshot, upload.slices, upload.version, ranges)
+        context.made_progress()
+        context.journal.announce()
+
+    def _refuse(self, batch: Batch, upload: Upload, rows: dict[int, Row]) -> None:
+        """There is no quota for this content: it stays here, and is tried again."""
+        context, ino = self._context, upload.content.ino
+        for row in batch.rows:
+            if row.op == Op.WRITE and row.ino == ino:
+                del rows[row.id]
+                context.journal.give_back(row)
+                context.staging.give_back(upload.content, upload.snapshot)
+                self._refused[row.id] = trio.current_time() + RETRY_MOST
+        if context.refused.get(ino) != errno.EDQUOT:
+            context.report(ino, "the bucket's quota is exceeded: kept here, and tried again")
+        context.refused[ino] = errno.EDQUOT
+
+    def _resolve(self, op: wire.Op, result: wire.Result) -> None:
+        """The server did something else than we did here: what is concerned has to be asked for."""
+        context = self._context
+        names = [
+            (getattr(op, parent), getattr(op, name))
+            for parent, name in (("parent", "name"), ("new_parent", "new_name"), ("other_parent", "other_name"))
+            if hasattr(op, parent)
+        ]
+        if result.name:
+            names.append((result.parent, result.name))
+        file = op.file.id if isinstance(op, wire.Create) else op.file
+        concerned = context.inodes.ino(file)
+        what = f"kept as {result.name.decode(errors='backslashreplace')!r}" if result.name else "without effect"
+        context.report(concerned, f"{type(op).__name__.lower()} met a change from elsewhere: {what}")
+        for parent, name in names:
+            directory = context.inodes.ino(parent)
+            if context.inodes.get(directory) is not None:
+                context.inodes.enter(directory, name, UNKNOWN)
+            context.kernel.entry(directory, name)
+        context.inodes.mark_stale([concerned, *({context.inodes.ino(parent) for parent, _ in names})])
+        context.kernel.inode(concerned)
+
+    async def drained(self, ino: int | None = None) -> None:
+        """Return when everything journalled so far (of one inode, if given) is acknowledged.
+
+        Raises OSError when the server refuses it for good reason: ENOSPC, EDQUOT.
+        """
+        journal = self._context.journal
+        last = journal.last()
+        if ino is not None:
+            self._retry(ino)
+        self.hurry()
+        while journal.left(last, ino):
+            await journal.acknowledged()
+            if self._context.server_full:
+                raise OSError(errno.ENOSPC, "the node server's disk is full")
+            if ino is not None and ino in self._context.refused:
+                raise OSError(self._context.refused[ino], "the node server refused the content")
+
+    def _retry(self, ino: int) -> None:
+        """Try content again that was refused before."""
+        if self._context.refused.pop(ino, None) is not None:
+            for row in self._context.journal.of_ino(ino):
+                self._refused.pop(row.id, None)
+
+
+async def _first(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()

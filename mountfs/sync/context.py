@@ -1,0 +1,98 @@
+"""What the tasks of ``sync`` and the file system share."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import socket
+import time
+from collections import deque
+
+import trio
+
+from mountfs.config import MountConfig
+from mountfs.local.buckets import Buckets
+from mountfs.local.cache import Cache
+from mountfs.local.database import Database
+from mountfs.local.inodes import Inodes
+from mountfs.local.journal import Journal
+from mountfs.local.slabs import Slabs
+from mountfs.local.staging import Staging
+from nodeserver.client import Client
+from nodeserver.protocol.ids import new_id
+
+log = logging.getLogger(__name__)
+
+REMEMBERED_ERRORS = 50
+
+
+class Kernel:
+    """What the kernel's caches are told; the FUSE side puts itself in place of these."""
+
+    def entry(self, parent: int, name: bytes) -> None:
+        """A name may stand for something else now."""
+
+    def inode(self, ino: int) -> None:
+        """Attributes and content of a file may have changed."""
+
+
+@dataclasses.dataclass
+class Problem:
+    """Something a person may want to know of."""
+
+    time_ns: int
+    path: str
+    message: str
+
+
+class Context:
+    """The parts of an open state directory, and the client."""
+
+    def __init__(self, config: MountConfig, db: Database, client: Client) -> None:
+        self.config = config
+        self.db = db
+        self.client = client
+        self.inodes = Inodes(db)
+        self.journal = Journal(db)
+        self.buckets = Buckets(db)
+        self.slabs = Slabs(config.state / "slabs")
+        self.cache = Cache(db, self.slabs, config.cache_size)
+        self.staging = Staging(db, self.inodes, self.journal, self.slabs, self.cache)
+        self.kernel = Kernel()
+        self.problems: deque[Problem] = deque(maxlen=REMEMBERED_ERRORS)
+        self.refused: dict[int, int] = {}
+        """errno by inode whose content the server did not take."""
+        self.server_full = False
+        self.growth: dict[int, int] = {}
+        """Bytes by inode that files have grown by and the server does not count yet."""
+        self.progress = trio.Event()
+        """Replaced and set whenever content reached the nodes."""
+        client_id = db.get_meta("client")
+        if client_id is None:
+            client_id = new_id()
+            with db.transaction():
+                db.set_meta("client", client_id)
+        self.client_id = client_id
+        self.client_name = socket.gethostname()
+
+    def pending(self, ino: int) -> bool:
+        """Whether what we know of a file is newer than what the server can say."""
+        if ino in self.journal.inos:
+            return True
+        content = self.staging.contents.get(ino)
+        return content is not None and content.unsent
+
+    def unsent(self) -> bool:
+        """Whether anything waits for the nodes."""
+        return self.journal.count > 0 or any(content.dirty for content in self.staging.contents.values())
+
+    def report(self, ino: int, message: str) -> None:
+        """Log a problem and remember it for ``mountfs status``."""
+        path = self.inodes.path(ino) if ino else ""
+        log.warning("%s: %s", path or "/", message)
+        self.problems.append(Problem(time.time_ns(), path, message))
+
+    def made_progress(self) -> None:
+        """Wake those who wait for room."""
+        event, self.progress = self.progress, trio.Event()
+        event.set()

@@ -1,0 +1,156 @@
+"""The background half of a mount: everything that talks to the node server."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+
+import trio
+
+from mountfs.local.buckets import BucketState
+from mountfs.sync.committer import Committer
+from mountfs.sync.context import Context
+from mountfs.sync.downloads import Downloads
+from mountfs.sync.errors import os_error
+from mountfs.sync.remote import Remote
+from mountfs.sync.uploads import Uploads
+from nodeserver.client import ClientError, Refused
+from nodeserver.protocol.errors import Code
+from nodeserver.protocol.ids import ROOT_INO
+
+log = logging.getLogger(__name__)
+
+FEED_WAIT = 25.0
+"""Seconds the server holds a request for changes that are not there yet."""
+FEED_RETRY_FIRST, FEED_RETRY_MOST = 0.5, 15.0
+
+
+class Engine:
+    """Committers and change feeds of all buckets, downloads and uploads, in one nursery."""
+
+    def __init__(self, context: Context, nursery: trio.Nursery) -> None:
+        self.context = context
+        self._nursery = nursery
+        self.downloads = Downloads(context, nursery)
+        self.uploads = Uploads(context, self.downloads, nursery)
+        self.remote = Remote(context, self.downloads)
+        self._committers: dict[int, Committer] = {}
+        self._scopes: dict[int, trio.CancelScope] = {}
+
+    def start(self) -> None:
+        """Take care of every bucket that is known."""
+        for bucket in list(self.context.buckets.by_id.values()):
+            self.watch(bucket)
+
+    def watch(self, bucket: BucketState) -> None:
+        """Take care of one more bucket."""
+        if bucket.id not in self._committers:
+            scope = self._scopes[bucket.id] = trio.CancelScope()
+            self._committers[bucket.id] = Committer(self.context, self.uploads, bucket)
+            self._nursery.start_soon(self._care, bucket, scope)
+
+    def _unwatch(self, row_id: int) -> None:
+        self._scopes.pop(row_id).cancel()
+        del self._committers[row_id]
+
+    async def _care(self, bucket: BucketState, scope: trio.CancelScope) -> None:
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._committers[bucket.id].run)
+                nursery.start_soon(self._follow, bucket)
+
+    async def _follow(self, bucket: BucketState) -> None:
+        """Apply what others change, as it happens."""
+        delay = FEED_RETRY_FIRST
+        while True:
+            try:
+                changes = await self.context.client.changes(bucket.name, bucket.seq, FEED_WAIT)
+            except ClientError as error:
+                if isinstance(error, Refused) and error.code is Code.HISTORY_GONE:
+                    await self._start_over(bucket)
+                    continue
+                log.debug("change feed of bucket %s: %s", bucket.name, error)
+                await trio.sleep(delay * (0.5 + random.random()))  # noqa: S311
+                delay = min(delay * 2, FEED_RETRY_MOST)
+                continue
+            delay = FEED_RETRY_FIRST
+            self.remote.apply(bucket, changes)
+
+    async def _start_over(self, bucket: BucketState) -> None:
+        try:
+            info = await self.context.client.bucket(bucket.name)
+        except ClientError as error:
+            log.debug("bucket %s: %s", bucket.name, error)
+            return
+        self.remote.distrust(bucket)
+        with self.context.db.transaction():
+            self.context.buckets.advance(bucket, info.seq, info.usage)
+
+    # Buckets
+
+    async def buckets_changed(self) -> None:
+        """Make the root show the buckets there are; what is known has to do while nobody answers."""
+        try:
+            await self.remote.refresh_buckets()
+        except OSError as error:
+            if error.errno != errno.EIO or not self.context.buckets.by_id:
+                raise
+        known = self.context.buckets.by_id
+        for row_id in set(self._committers) - set(known):
+            self._unwatch(row_id)
+        self.start()
+
+    async def create_bucket(self, name: str) -> BucketState:
+        """Create a bucket and show it in the root."""
+        try:
+            info = await self.context.client.create_bucket(name)
+        except ClientError as error:
+            raise os_error(error) from error
+        state = await self.remote.adopt(info, ROOT_INO)
+        self.watch(state)
+        return state
+
+    async def delete_bucket(self, bucket: BucketState) -> None:
+        """Delete an empty bucket, after all that was done in it."""
+        await self.durable(bucket.id)
+        try:
+            await self.context.client.delete_bucket(bucket.name)
+        except ClientError as error:
+            raise os_error(error) from error
+        self._unwatch(bucket.id)
+        self.remote.drop(bucket)
+
+    # For the file system
+
+    async def durable(self, bucket: int | None = None, ino: int | None = None) -> None:
+        """Return when what was done so far is on the nodes: of an inode, a bucket, or all.
+
+        Raises OSError: ENOSPC or EDQUOT when that is why it is not, EIO at the deadline.
+        """
+        committers = [self._committers[bucket]] if bucket is not None else list(self._committers.values())
+        with trio.move_on_after(self.context.config.data_deadline) as scope:
+            for committer in committers:
+                await committer.drained(ino)
+        if scope.cancelled_caught:
+            raise OSError(errno.EIO, "not on the nodes before the deadline; it stays in the journal")
+
+    def hurry(self) -> None:
+        """Let nothing settle."""
+        for committer in self._committers.values():
+            committer.hurry()
+
+    async def make_room(self, size: int) -> None:
+        """Return when ``size`` more bytes fit under the cache's cap.
+
+        Waits for uploads while they go on. Raises OSError(ENOSPC) when no room is to be had.
+        """
+        cache = self.context.cache
+        with trio.move_on_after(self.context.config.data_deadline) as scope:
+            while not cache.has_room(size):
+                self.hurry()
+                if not self.context.client.state.connected or self.context.server_full or not self.context.unsent():
+                    break
+                await self.context.progress.wait()
+                scope.deadline = trio.current_time() + self.context.config.data_deadline
+        cache.require_room(size)

@@ -1,0 +1,139 @@
+"""Attributes: mode, owner, times, size, extended attributes."""
+
+from __future__ import annotations
+
+import errno
+import stat
+import time
+from typing import NamedTuple
+
+from mountfs.local.inodes import Inode, pack_xattrs
+from mountfs.local.journal import Field, Op
+from mountfs.sync.engine import Engine
+from mountfs.vfs.files import Files
+from mountfs.vfs.tree import Tree, failure
+
+XATTR_NAME_MAX = 255
+XATTR_SIZE_MAX = 65_536
+XATTR_LIST_MAX = 65_536
+"""As Linux has them."""
+
+PERMISSIONS = 0o7777
+
+
+class Changes(NamedTuple):
+    """What setattr shall change; None leaves it. Times in nanoseconds."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime: int | None = None
+    mtime: int | None = None
+    ctime: int | None = None
+
+
+class Attributes:
+    """Changes of attributes, each one local transaction."""
+
+    def __init__(self, engine: Engine, tree: Tree, files: Files) -> None:
+        self._context = engine.context
+        self._db = engine.context.db
+        self._inodes = engine.context.inodes
+        self._journal = engine.context.journal
+        self._tree = tree
+        self._files = files
+
+    async def set(self, ino: int, changes: Changes) -> Inode:
+        """Apply changes; the size first, so that explicit times win."""
+        inode = await self._tree.inode(ino)
+        if not inode.bucket:
+            raise failure(errno.EPERM)
+        if changes.size is not None:
+            if inode.is_dir:
+                raise failure(errno.EISDIR)
+            if not inode.is_file:
+                raise failure(errno.EINVAL)
+            await self._files.truncate(ino, changes.size)
+            inode = await self._tree.inode(ino)
+        values, mask = self._values(inode, changes)
+        if values:
+            content = self._context.staging.contents.get(ino)
+            if content is not None and content.times_ns:
+                values.setdefault("mtime", content.times_ns)
+                content.times_ns = 0
+            carried = mask == Field.MTIME and ((Op.WRITE, ino) in self._journal.open or bool(content and content.dirty))
+            with self._db.transaction():
+                self._inodes.update(ino, **values)
+                if mask and not carried:
+                    self._journal.add_attr(inode.bucket, ino, time.time_ns(), mask)
+        return await self._tree.inode(ino)
+
+    def _values(self, inode: Inode, changes: Changes) -> tuple[dict[str, int], Field]:
+        values: dict[str, int] = {}
+        mask = Field(0)
+        mode = changes.mode
+        if changes.uid is not None or changes.gid is not None:
+            mode = _without_setid(inode, mode)
+        if mode is not None:
+            values["mode"] = stat.S_IFMT(inode.mode) | mode & PERMISSIONS
+            mask |= Field.MODE
+        for name, field in (("uid", Field.UID), ("gid", Field.GID), ("atime", Field.ATIME), ("mtime", Field.MTIME)):
+            value = getattr(changes, name)
+            if value is not None:
+                values[name] = value
+                mask |= field
+        if mask or changes.ctime is not None:
+            values["ctime"] = changes.ctime if changes.ctime is not None else time.time_ns()
+        return values, mask
+
+    # Extended attributes
+
+    async def get_xattr(self, ino: int, name: bytes) -> bytes:
+        """A value. Raises OSError(ENODATA)."""
+        inode = await self._tree.inode(ino)
+        value = inode.xattr_map().get(name) if inode.xattrs else None
+        if value is None:
+            raise failure(errno.ENODATA)
+        return value
+
+    async def list_xattrs(self, ino: int) -> list[bytes]:
+        return list((await self._tree.inode(ino)).xattr_map())
+
+    async def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
+        """Set a value. Raises OSError: EOPNOTSUPP for namespaces of the system, ERANGE, E2BIG, ENOSPC."""
+        if name.startswith(b"system."):
+            raise failure(errno.EOPNOTSUPP)
+        if len(name) > XATTR_NAME_MAX:
+            raise failure(errno.ERANGE)
+        if len(value) > XATTR_SIZE_MAX:
+            raise failure(errno.E2BIG)
+        inode = await self._tree.inode(ino)
+        xattrs = inode.xattr_map() | {name: value}
+        if sum(len(key) + 1 for key in xattrs) > XATTR_LIST_MAX:
+            raise failure(errno.ENOSPC)
+        self._store_xattrs(inode, xattrs)
+
+    async def remove_xattr(self, ino: int, name: bytes) -> None:
+        """Remove a value. Raises OSError(ENODATA)."""
+        inode = await self._tree.inode(ino)
+        xattrs = inode.xattr_map()
+        if xattrs.pop(name, None) is None:
+            raise failure(errno.ENODATA)
+        self._store_xattrs(inode, xattrs)
+
+    def _store_xattrs(self, inode: Inode, xattrs: dict[bytes, bytes]) -> None:
+        if not inode.bucket:
+            raise failure(errno.EPERM)
+        now = time.time_ns()
+        with self._db.transaction():
+            self._inodes.update(inode.ino, xattrs=pack_xattrs(xattrs), ctime=now)
+            self._journal.add_attr(inode.bucket, inode.ino, now, Field.XATTRS)
+
+
+def _without_setid(inode: Inode, mode: int | None) -> int | None:
+    """A new owner must not inherit set-user-ID and set-group-ID of a program."""
+    if mode is not None or not inode.is_file or not inode.mode & (stat.S_ISUID | stat.S_ISGID):
+        return mode
+    kept = inode.mode & PERMISSIONS & ~stat.S_ISUID
+    return kept & ~stat.S_ISGID if inode.mode & stat.S_IXGRP else kept

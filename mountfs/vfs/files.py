@@ -1,0 +1,152 @@
+"""Open files: reading, writing, closing, waiting until the nodes have it."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from mountfs.local.inodes import Inode
+from mountfs.local.staging import Content
+from mountfs.sync.engine import Engine
+from mountfs.vfs.tree import Tree, failure
+
+SIZE_MAX = (1 << 63) - 1
+SEQUENTIAL_SLACK = 4 << 20
+"""A read this close behind the last one still counts as sequential: the kernel reads out of order."""
+
+
+class Handle:
+    """An open file."""
+
+    def __init__(self, content: Content, flags: int) -> None:
+        self.content = content
+        self.writes = flags & os.O_ACCMODE != os.O_RDONLY
+        self.written = False
+        self.reached = 0
+        """Where the last read ended."""
+        self.ahead = 0
+        """Read-ahead is due again when a read reaches this offset."""
+
+
+class Files:
+    """Handles by number."""
+
+    def __init__(self, engine: Engine, tree: Tree) -> None:
+        self._engine = engine
+        self._context = engine.context
+        self._staging = engine.context.staging
+        self._tree = tree
+        self._handles: dict[int, Handle] = {}
+        self._last = 0
+
+    async def open(self, ino: int, flags: int) -> int:
+        """Open a file; O_TRUNC empties it. Returns the handle's number."""
+        inode = await self._tree.inode(ino)
+        if inode.is_dir:
+            raise failure(errno.EISDIR)
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        content = await self._acquire(inode, write=writes)
+        if flags & os.O_TRUNC and content.layers.size:
+            self._staging.truncate(content, 0)
+        return self._add(content, flags)
+
+    def open_new(self, inode: Inode, flags: int) -> int:
+        """Open a file that was just created."""
+        content = self._staging.acquire(inode.ino, write=flags & os.O_ACCMODE != os.O_RDONLY)
+        assert content is not None
+        return self._add(content, flags)
+
+    def _add(self, content: Content, flags: int) -> int:
+        self._last += 1
+        self._handles[self._last] = Handle(content, flags)
+        return self._last
+
+    async def _acquire(self, inode: Inode, *, write: bool) -> Content:
+        content = self._staging.acquire(inode.ino, write=write)
+        if content is None:
+            await self._engine.remote.refresh(inode)
+            content = self._staging.acquire(inode.ino, write=write)
+        if content is None:
+            raise failure(errno.EIO)
+        return content
+
+    async def read(self, number: int, offset: int, size: int) -> bytes:
+        """Up to ``size`` bytes from ``offset`` on; fewer only at the end of the file."""
+        handle = self._handles[number]
+        content = handle.content
+        layers = content.layers
+        end = min(offset + size, layers.size)
+        if end <= offset:
+            return b""
+        if abs(offset - handle.reached) <= SEQUENTIAL_SLACK and end >= handle.ahead:
+            handle.ahead = self._engine.downloads.ahead(content.bucket, layers, end)
+        handle.reached = end
+        return await self._engine.downloads.read(content.bucket, layers, offset, end)
+
+    async def write(self, number: int, offset: int, data: bytes) -> int:
+        """Put ``data`` at ``offset``. Raises OSError: ENOSPC, EDQUOT, EFBIG; then nothing of it is kept."""
+        content = self._handles[number].content
+        if offset + len(data) > SIZE_MAX:
+            raise failure(errno.EFBIG)
+        self._charge(content, max(0, offset + len(data) - content.layers.size))
+        if not self._context.cache.has_room(len(data)):
+            await self._engine.make_room(len(data))
+        self._staging.write(content, offset, data)
+        self._handles[number].written = True
+        self._engine.uploads.written(content)
+        return len(data)
+
+    def _charge(self, content: Content, growth: int) -> None:
+        """Count what the file grows by against quota and the server's disk.
+
+        Refused here, before anything is accepted, it does not have to be refused there.
+        """
+        context = self._context
+        if context.server_full:
+            raise failure(errno.ENOSPC)
+        if not growth:
+            return
+        usage = context.buckets.by_id[content.bucket].usage
+        waiting = sum(context.growth.values()) + growth if usage.quota_bytes is not None else growth
+        if usage.quota_bytes is not None and usage.used_bytes + waiting > usage.quota_bytes:
+            raise failure(errno.EDQUOT)
+        context.growth[content.ino] = context.growth.get(content.ino, 0) + growth
+
+    async def truncate(self, ino: int, size: int) -> None:
+        """Set a file's size."""
+        if size > SIZE_MAX:
+            raise failure(errno.EFBIG)
+        inode = await self._tree.inode(ino)
+        content = await self._acquire(inode, write=True)
+        try:
+            if size != content.layers.size:
+                self._charge(content, max(0, size - content.layers.size))
+                self._staging.truncate(content, size)
+        finally:
+            self._staging.release(content, write=True)
+
+    async def flush(self, number: int) -> None:
+        """A descriptor was closed, and close is to wait as fsync does."""
+        handle = self._handles[number]
+        if handle.written:
+            handle.written = False
+            await self.sync(number)
+
+    async def sync(self, number: int) -> None:
+        """Return when the nodes have what was written. Raises OSError: EIO, ENOSPC, EDQUOT."""
+        content = self._handles[number].content
+        inode = await self._tree.inode(content.ino)
+        if inode.nlink:
+            self._staging.seal(content)
+            await self._engine.durable(content.bucket, content.ino)
+
+    def release(self, number: int) -> int:
+        """Close; returns the inode number."""
+        handle = self._handles.pop(number)
+        self._staging.release(handle.content, write=handle.writes)
+        return handle.content.ino
+
+    def release_all(self) -> None:
+        """Close whatever is open: the mount ends."""
+        for number in list(self._handles):
+            self.release(number)

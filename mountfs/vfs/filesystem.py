@@ -1,0 +1,141 @@
+"""The file system: everything a program can ask of a mount, without FUSE.
+
+Inode numbers are those of the mount; errors are OSError with the errno the program gets.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from typing import NamedTuple
+
+import trio
+
+from mountfs.config import MountOptions
+from mountfs.local.inodes import Inode
+from mountfs.sync.engine import Engine
+from mountfs.vfs.attributes import Attributes, Changes
+from mountfs.vfs.caller import Caller
+from mountfs.vfs.directories import Directories
+from mountfs.vfs.files import Files
+from mountfs.vfs.tree import Tree, failure
+from nodeserver.protocol.ids import ROOT_INO
+from nodeserver.protocol.names import NAME_MAX, valid_bucket
+
+BLOCK = 4096
+
+
+class Space(NamedTuple):
+    """What statfs(2) tells. Bytes."""
+
+    total: int
+    free: int
+    files: int
+    name_max: int
+
+
+class FileSystem:
+    """A mounted bucket, or all of them as directories of the root."""
+
+    def __init__(self, engine: Engine, options: MountOptions) -> None:
+        self.engine = engine
+        self.options = options
+        self.tree = Tree(engine)
+        self.files = Files(engine, self.tree)
+        self.directories = Directories(engine, self.tree)
+        self.attributes = Attributes(engine, self.tree, self.files)
+        self._context = engine.context
+
+    async def run(self) -> None:
+        """Forget deleted files once nothing is pending of them. Runs until cancelled."""
+        while True:
+            self.tree.sweep(set(self.tree.orphans))
+            await self._context.journal.acknowledged()
+
+    async def lookup(self, parent: int, name: bytes) -> Inode:
+        """What a name stands for. Raises OSError(ENOENT)."""
+        directory = await self.tree.directory(parent)
+        if name == b".":
+            return directory
+        if name == b"..":
+            return await self.tree.inode(directory.parent or ROOT_INO)
+        inode = await self.tree.existing(directory, name)
+        return await self.tree.inode(inode.ino) if inode.is_file else inode
+
+    async def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Inode]:
+        """Create and open a regular file; returns the handle and the inode."""
+        inode = await self.tree.create(parent, name, stat.S_IFREG | mode & 0o7777, caller)
+        return self.files.open_new(inode, flags), inode
+
+    async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Inode:
+        """A new directory; in the root above all buckets, a new bucket."""
+        if parent == ROOT_INO and not (await self.tree.directory(parent)).bucket:
+            return await self._create_bucket(name, mode, caller)
+        return await self.tree.create(parent, name, stat.S_IFDIR | mode & 0o7777, caller)
+
+    async def _create_bucket(self, name: bytes, mode: int, caller: Caller) -> Inode:
+        text = name.decode(errors="replace")
+        if not valid_bucket(text):
+            raise failure(errno.EINVAL)
+        state = await self.engine.create_bucket(text)
+        await self.attributes.set(state.root, Changes(mode=mode, uid=caller.uid, gid=caller.gid))
+        return await self.tree.inode(state.root)
+
+    async def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory; in the root above all buckets, an empty bucket."""
+        directory = await self.tree.directory(parent)
+        if directory.bucket:
+            await self.tree.rmdir(parent, name)
+        else:
+            inode = await self.tree.existing(directory, name)
+            await self.engine.delete_bucket(self._context.buckets.by_id[inode.bucket])
+
+    async def readlink(self, ino: int) -> bytes:
+        """Where a symbolic link points."""
+        return (await self.tree.inode(ino)).target
+
+    async def release(self, handle: int) -> None:
+        """Close a file."""
+        ino = self.files.release(handle)
+        if ino in self.tree.orphans:
+            self.tree.sweep({ino})
+
+    async def sync_directory(self, cursor: int) -> None:
+        """Return when everything done so far in the directory's bucket is on the nodes."""
+        directory = await self.tree.inode(self.directories.ino(cursor))
+        await self.engine.durable(directory.bucket or None)
+
+    def space(self) -> Space:
+        """Room and files of the mount; known here, never asked for."""
+        usages = [bucket.usage for bucket in self._context.buckets.by_id.values()]
+        if not usages:
+            return Space(0, 0, 0, NAME_MAX)
+        single = len(usages) == 1
+        quota = usages[0].quota_bytes if single else None
+        waiting = sum(self._context.growth.values())
+        free = max(0, min(usage.free_bytes for usage in usages) - waiting)
+        total = max(usage.capacity_bytes for usage in usages)
+        if quota is not None:
+            free = min(free, max(0, quota - usages[0].used_bytes - waiting))
+            total = quota
+        if self._context.server_full:
+            free = 0
+        return Space(total, free, sum(usage.used_files for usage in usages), NAME_MAX)
+
+    async def drain(self, deadline: float) -> list[str]:
+        """Close everything and wait until the nodes have it, up to ``deadline`` seconds.
+
+        Returns the names of what is left.
+        """
+        for content in list(self._context.staging.contents.values()):
+            self._context.staging.seal(content)
+        with trio.move_on_after(deadline):
+            try:
+                await self.engine.durable()
+            except OSError:
+                return self.pending_names()
+        return self.pending_names()
+
+    def pending_names(self) -> list[str]:
+        """Paths of files that the nodes do not have as they are here."""
+        return sorted({self._context.inodes.path(ino) for ino in list(self._context.journal.inos)})
