@@ -181,6 +181,12 @@ class FaultProxy:
             if not self._lock.wait_for(lambda: self.count(method, path, mode) >= at_least, timeout):
                 raise TimeoutError(f"{self.count(method, path, mode)} of {at_least} {method} {path}: {self._seen}")
 
+    def wait_idle(self, timeout: float = 10.0) -> None:
+        """Block until no client is connected. Raises TimeoutError after ``timeout`` seconds."""
+        with self._lock:
+            if not self._lock.wait_for(lambda: not self._sockets, timeout):
+                raise TimeoutError(f"{len(self._sockets)} connections are still there")
+
     def forget(self) -> None:
         """Start the counts at zero again."""
         with self._lock:
@@ -232,6 +238,7 @@ class FaultProxy:
                 self._sockets.discard(client)
                 if link.server is not None:
                     self._sockets.discard(link.server)
+                self._lock.notify_all()
             link.close()
 
     def _arrived(self, method: str, path: str) -> Fault:

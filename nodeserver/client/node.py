@@ -26,7 +26,7 @@ class Node:
     """The server at ``url``. Raises InvalidUrl, and ValueError for a token that cannot be sent."""
 
     def __init__(self, url: str, token: str, transport: httpx.AsyncBaseTransport) -> None:
-        if not (token.isascii() and token.isprintable() and token == token.strip()):
+        if not token or not token.isascii() or not token.isprintable() or token != token.strip():
             raise ValueError("the token has characters that no token has")
         self.breaker = Breaker()
         self.url = _base(url)

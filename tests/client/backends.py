@@ -28,4 +28,5 @@ def both(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     run.__name__ = test.__name__
     run.__doc__ = test.__doc__
     run.__module__ = test.__module__
-    return pytest.mark.parametrize("backend", ["trio", "asyncio"])(run)
+    parametrized: Callable[..., None] = pytest.mark.parametrize("backend", ["trio", "asyncio"])(run)
+    return parametrized

@@ -184,5 +184,5 @@ class ApiServer:
             def log_message(self, *_: object) -> None:
                 pass
 
-        Handler.disable_nagle_algorithm = True  # type: ignore[attr-defined]
+        Handler.disable_nagle_algorithm = True
         return Handler
