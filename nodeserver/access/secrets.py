@@ -1,0 +1,32 @@
+"""Secrets in files: written once, durably, readable by their owner alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def read_or_create(path: Path, content: bytes) -> bytes:
+    """What the file ``path`` holds; made with ``content`` and mode 0600 when there is none.
+
+    A crash leaves the whole file or none. Raises ``OSError``.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600, O_EXCL
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(name, path)  # unlike rename, fails when somebody else was first
+    finally:
+        os.unlink(name)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return content

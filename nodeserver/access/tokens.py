@@ -1,0 +1,111 @@
+"""Tokens: JSON Web Tokens (RFC 7519) signed with Ed25519, and the identity that a valid one proves."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import OrderedDict
+from typing import Literal
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+ALGORITHM = "EdDSA"
+CACHE = 1024
+"""Verified tokens that are remembered."""
+TOKEN_MAX = 4096
+"""A longer token is not looked at."""
+
+Right = Literal["admin", "read"]
+
+
+class InvalidToken(Exception):
+    """A token that is malformed, forged, expired or for another server."""
+
+
+class Forbidden(Exception):
+    """A valid token that does not allow what was asked."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identity:
+    """Who asks, proven by a token."""
+
+    subject: str
+    right: Right
+    expires: float | None = None
+    """Seconds since the epoch."""
+
+    def require(self, right: Right) -> None:
+        """Raises ``Forbidden``. ``admin`` may do everything, ``read`` may look at everything."""
+        if right == "admin" and self.right != "admin":
+            raise Forbidden(f"{self.subject} may only read")
+
+
+class Keys:
+    """A signing key: mints tokens for one server and verifies them."""
+
+    def __init__(self, pem: bytes, audience: str) -> None:
+        """Raises ``ValueError`` when ``pem`` is not an Ed25519 key."""
+        key = load_pem_private_key(pem, password=None)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ValueError("the signing key is not an Ed25519 key")
+        self._key = key
+        self._public = key.public_key()
+        self._audience = audience
+        self._verified: OrderedDict[str, Identity] = OrderedDict()
+
+    @staticmethod
+    def generate() -> bytes:
+        """A new key, in PEM."""
+        return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+    def mint(self, subject: str, right: Right, lifetime: float | None = None) -> str:
+        """A token for ``subject``, valid for ``lifetime`` seconds; None: until the key changes."""
+        now = int(time.time())
+        claims = {"sub": subject, "aud": self._audience, "iat": now, "right": right}
+        if lifetime is not None:
+            claims["exp"] = now + int(lifetime)
+        return jwt.encode(claims, self._key, algorithm=ALGORITHM)
+
+    def verify(self, token: str) -> Identity:
+        """The identity that a token proves. Raises ``InvalidToken``.
+
+        The signature is verified once for each token; what is remembered is only ever looked up by a whole token.
+        """
+        identity = self._verified.get(token)
+        if identity is None:
+            identity = self._verify(token)
+            self._verified[token] = identity
+            if len(self._verified) > CACHE:
+                self._verified.popitem(last=False)
+        if identity.expires is not None and identity.expires <= time.time():
+            raise InvalidToken("the token has expired")
+        return identity
+
+    def _verify(self, token: str) -> Identity:
+        if len(token) > TOKEN_MAX:
+            raise InvalidToken("the token is too long")
+        try:
+            claims = jwt.decode(
+                token,
+                self._public,
+                algorithms=[ALGORITHM],
+                audience=self._audience,
+                options={"require": ["sub", "aud", "right"], "verify_iat": False},
+            )
+        except jwt.ExpiredSignatureError as error:
+            raise InvalidToken("the token has expired") from error
+        except jwt.InvalidAudienceError as error:
+            raise InvalidToken("the token is for another server") from error
+        except jwt.PyJWTError as error:
+            raise InvalidToken("the token is not valid") from error
+        if claims["right"] not in ("admin", "read"):
+            raise InvalidToken("the token grants a right that this server does not know")
+        return Identity(claims["sub"], claims["right"], claims.get("exp"))

@@ -1,0 +1,171 @@
+"""The ``nodeserver`` command."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from sqlalchemy.exc import SQLAlchemyError
+
+from nodeserver import __version__
+from nodeserver.access.tokens import Right
+from nodeserver.chunks import ChunkStore
+from nodeserver.datadir import Damaged, DataDir, InUse, hold
+from nodeserver.http.server import bind, serve
+from nodeserver.metadata.database import UnusableUrl
+from nodeserver.metadata.migrations import NewerFormat
+from nodeserver.metadata.store import Metadata
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_IN_USE = 3
+EXIT_NEWER = 4
+EXIT_ADDRESS = 5
+
+DEFAULT_LISTEN = "127.0.0.1:7070"
+DAY = 86_400.0
+
+
+class Failure(click.ClickException):
+    """One line for the user, and an exit code."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]
+
+
+@click.group()
+@click.version_option(__version__)
+def main() -> None:
+    """Keeps the files of mountfs: chunks on disk, metadata in a database, both over HTTP.
+
+    Exit codes: 0 stopped in order; 1 failed; 2 wrong usage or configuration; 3 the data directory is in use;
+    4 the data directory was written by a newer release; 5 the address cannot be listened on.
+    """
+
+
+def _load_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
+    """Make the values of a TOML file the defaults of the options."""
+    if path is None:
+        return
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{path}: {error}") from error
+    known = {parameter.name for parameter in context.command.params} - {"config"}
+    if unknown := sorted(set(values) - known):
+        raise click.BadParameter(f"{path}: unknown key {unknown[0]!r}")
+    context.default_map = {**(context.default_map or {}), **values}
+
+
+_config = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_load_config,
+    is_eager=True,
+    expose_value=False,
+    help="A TOML file with the names of these options as keys; the command line wins.",
+)
+_data = click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Where everything is kept; made if absent. One server at a time.",
+)
+
+
+@main.command("serve")
+@_data
+@click.option("--listen", default=DEFAULT_LISTEN, show_default=True, metavar="HOST:PORT", help="Port 0 picks one.")
+@click.option("--metadata", metavar="URL", help="The metadata database.  [default: SQLite in the data directory]")
+@click.option("--insecure", is_flag=True, help="Allow plain HTTP on addresses that other machines reach.")
+@_config
+def serve_command(data: Path, listen: str, metadata: str | None, insecure: bool) -> None:
+    """Serve until SIGTERM; prints "ready URL" once requests are answered."""
+    host, port = _address(listen)
+    if not insecure and not _is_loopback(host):
+        raise Failure(
+            f"{host} is not a loopback address and this release has no TLS: anyone on the way could read the files "
+            "and the token. Put a TLS proxy in front, or use --insecure.",
+            EXIT_USAGE,
+        )
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    with _failures(), hold(data.resolve()) as directory:
+        asyncio.run(_serve(directory, host, port, metadata or directory.metadata_url))
+
+
+@main.command()
+@_data
+@click.option("--subject", default="user", show_default=True, help="Who the token is for; shown as author of versions.")
+@click.option("--right", type=click.Choice(["admin", "read"]), default="read", show_default=True)
+@click.option("--days", type=click.FloatRange(min=0, min_open=True), help="How long it is valid.  [default: for ever]")
+def token(data: Path, subject: str, right: Right, days: float | None) -> None:
+    """Print a new token for the server on a data directory; it may be running."""
+    if not (data / "signing.key").exists():
+        raise Failure(f"{data} is not the data directory of a server")
+    with _failures():
+        click.echo(DataDir(data.resolve()).keys().mint(subject, right, days * DAY if days else None))
+
+
+async def _serve(directory: DataDir, host: str, port: int, url: str) -> None:
+    keys = directory.keys()
+    try:
+        listener = bind(host, port)
+    except OSError as error:
+        raise Failure(f"cannot listen on {host}:{port}: {error.strerror or error}", EXIT_ADDRESS) from error
+    with listener:
+        metadata = await Metadata.open(url)
+        try:
+            chunks = await ChunkStore.open(directory.chunks)
+            try:
+                await serve(
+                    listener,
+                    metadata=metadata,
+                    chunks=chunks,
+                    keys=keys,
+                    node=directory.node,
+                    ready=lambda url: click.echo(f"ready {url}"),
+                )
+            finally:
+                await chunks.close()
+        finally:
+            await metadata.close()
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What can go wrong at the start, as one line and an exit code."""
+    try:
+        yield
+    except InUse as error:
+        raise Failure(str(error), EXIT_IN_USE) from error
+    except NewerFormat as error:
+        raise Failure(str(error), EXIT_NEWER) from error
+    except UnusableUrl as error:
+        raise Failure(f"--metadata: {error}", EXIT_USAGE) from error
+    except (Damaged, OSError) as error:
+        raise Failure(str(error)) from error
+    except SQLAlchemyError as error:
+        raise Failure(f"the metadata database: {getattr(error, 'orig', None) or error}") from error
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise click.BadParameter(f"{listen!r} is not HOST:PORT", param_hint="--listen")
+    return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

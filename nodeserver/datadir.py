@@ -1,0 +1,82 @@
+"""The data directory of a node server: who owns it, its identity and its secrets."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from nodeserver.access.secrets import read_or_create
+from nodeserver.access.tokens import Keys
+from nodeserver.metadata.migrations import NewerFormat
+from nodeserver.protocol.ids import new_id
+
+FORMAT = 1
+"""The layout of the directory; a change of it needs a step that makes the old one into the new one."""
+
+
+class InUse(Exception):
+    """Another server runs on the directory."""
+
+
+class Damaged(Exception):
+    """A file of the directory is not what a server wrote."""
+
+
+class Identity(msgspec.Struct):
+    """What ``node.json`` holds."""
+
+    format: int
+    id: str
+    """16 bytes in hexadecimal."""
+
+
+class DataDir:
+    """Paths and identity of a directory that this process holds the lock of."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ``NewerFormat``, ``Damaged``, ``OSError``."""
+        self.path = path
+        minted = Identity(FORMAT, new_id().hex())
+        content = read_or_create(path / "node.json", msgspec.json.encode(minted) + b"\n")
+        try:
+            found = msgspec.json.decode(content, type=Identity)
+            self.node = bytes.fromhex(found.id)
+        except ValueError as error:
+            raise Damaged(f"{path / 'node.json'}: {error}") from error
+        if found.format > FORMAT:
+            raise NewerFormat(f"{path} has format {found.format}, this release knows up to {FORMAT}")
+        self.chunks = path / "chunks"
+        self.metadata_url = f"sqlite+aiosqlite:///{path / 'metadata.sqlite'}"
+
+    def keys(self) -> Keys:
+        """The signing key, made at the first start, as ``admin.token`` is. Raises ``Damaged``, ``OSError``."""
+        path = self.path / "signing.key"
+        try:
+            keys = Keys(read_or_create(path, Keys.generate()), self.node.hex())
+        except ValueError as error:
+            raise Damaged(f"{path}: {error}") from error
+        read_or_create(self.path / "admin.token", keys.mint("admin", "admin").encode() + b"\n")
+        return keys
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[DataDir]:
+    """Make the directory if need be and keep other servers off it. Raises ``InUse`` with the other's process id."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            raise InUse(f"{path} is in use by the server with process id {holder}") from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield DataDir(path)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,80 @@
+"""``/v1/buckets`` and ``/v1/buckets/{bucket}``."""
+
+from __future__ import annotations
+
+from starlette.endpoints import HTTPEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from nodeserver.http.codec import answer, read
+from nodeserver.http.problems import Refused
+from nodeserver.http.services import Services, identity, services
+from nodeserver.metadata.buckets import BucketRow
+from nodeserver.protocol.errors import Code
+from nodeserver.protocol.names import valid_bucket
+from nodeserver.protocol.wire import Bucket, Buckets, BucketSettings, NewBucket, Usage
+
+MAX_QUOTA = (1 << 63) - 1
+
+
+class BucketsEndpoint(HTTPEndpoint):
+    async def get(self, request: Request) -> Response:
+        identity(request)
+        here = services(request)
+        rows = await here.metadata.buckets()
+        return answer(request, Buckets([_bucket(here, row) for row in rows]))
+
+
+class BucketEndpoint(HTTPEndpoint):
+    async def get(self, request: Request) -> Response:
+        identity(request)
+        here = services(request)
+        return answer(request, _bucket(here, await here.metadata.bucket(_name(request))))
+
+    async def put(self, request: Request) -> Response:
+        identity(request, "admin")
+        here, name = services(request), _name(request)
+        if not valid_bucket(name):
+            raise Refused(Code.INVALID_NAME, f"{name[:80]!r} cannot be the name of a bucket")
+        new = await read(request, NewBucket)
+        if len(new.id) != 16:
+            raise Refused(Code.MALFORMED, f"id has {len(new.id)} bytes, not 16")
+        _check_quota(new.quota_bytes)
+        return answer(request, _bucket(here, await here.metadata.create_bucket(name, new.id, new.quota_bytes)))
+
+    async def patch(self, request: Request) -> Response:
+        identity(request, "admin")
+        here, settings = services(request), await read(request, BucketSettings)
+        _check_quota(settings.quota_bytes)
+        return answer(request, _bucket(here, await here.metadata.set_quota(_name(request), settings.quota_bytes)))
+
+    async def delete(self, request: Request) -> Response:
+        identity(request, "admin")
+        here = services(request)
+        await here.metadata.delete_bucket(_name(request))
+        here.purge.wake()
+        return Response(status_code=204)
+
+
+def usage(here: Services, row: BucketRow) -> Usage:
+    """What a bucket holds and the room there is."""
+    space = here.chunks.usage()
+    return Usage(row.used_bytes, row.used_files, row.quota_bytes, space.capacity_bytes, space.free_bytes)
+
+
+def _bucket(here: Services, row: BucketRow) -> Bucket:
+    return Bucket(row.id, row.name, row.root, row.chunk_key, row.created_ns, row.seq, usage(here, row))
+
+
+def _name(request: Request) -> str:
+    name: str = request.path_params["bucket"]
+    return name
+
+
+def _check_quota(quota: int | None) -> None:
+    if quota is not None and not 0 <= quota <= MAX_QUOTA:
+        raise Refused(Code.MALFORMED, f"a quota of {quota} bytes")
+
+
+ROUTES = [Route("/v1/buckets", BucketsEndpoint), Route("/v1/buckets/{bucket}", BucketEndpoint)]

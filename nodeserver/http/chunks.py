@@ -1,0 +1,130 @@
+"""``/v1/buckets/{bucket}/chunks``: chunks in their stored form, one by one or many to a request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from starlette.endpoints import HTTPEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from nodeserver.chunks import Located
+from nodeserver.content.codec import MAX_STORED, CorruptChunk
+from nodeserver.http.codec import answer, hex_id, read, read_body
+from nodeserver.http.problems import Refused
+from nodeserver.http.services import identity, services
+from nodeserver.protocol.errors import Code
+from nodeserver.protocol.wire import MAX_BATCH_BYTES, MAX_BATCH_CHUNKS, ChunkBatch, ChunkId, ChunkIds
+
+OCTETS = "application/octet-stream"
+CHUNK_ID = 32
+
+
+class StoredChunk(Response):
+    """A chunk that lies in a file of its own: the server sends it, its bytes never pass through Python."""
+
+    media_type = OCTETS
+
+    def __init__(self, place: Located) -> None:
+        super().__init__(headers={"content-length": str(place.length)})
+        self._path = place.path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body"})
+        else:
+            await send({"type": "http.response.pathsend", "path": self._path})
+
+
+class ChunkEndpoint(HTTPEndpoint):
+    async def get(self, request: Request) -> Response:
+        place = await self._locate(request)
+        if place.offset == 0 and place.length == (await asyncio.to_thread(os.stat, place.path)).st_size:
+            return StoredChunk(place)
+        return Response(await asyncio.to_thread(_read, place), media_type=OCTETS)
+
+    async def head(self, request: Request) -> Response:
+        place = await self._locate(request)
+        return Response(headers={"content-length": str(place.length)}, media_type=OCTETS)
+
+    async def put(self, request: Request) -> Response:
+        identity(request, "admin")
+        here, chunk = services(request), hex_id(request, "chunk", CHUNK_ID)
+        bucket = await here.metadata.identify(request.path_params["bucket"])
+        await _put(request, bucket.id, [(chunk, await read_body(request, MAX_STORED))])
+        return Response(status_code=204)
+
+    @staticmethod
+    async def _locate(request: Request) -> Located:
+        identity(request)
+        here, chunk = services(request), hex_id(request, "chunk", CHUNK_ID)
+        bucket = await here.metadata.identify(request.path_params["bucket"])
+        place = await here.chunks.locate(bucket.id, chunk)
+        if place is None:
+            raise Refused(Code.NO_CHUNK, ids=[chunk])
+        return place
+
+
+async def put_chunks(request: Request) -> Response:
+    identity(request, "admin")
+    bucket = await services(request).metadata.identify(request.path_params["bucket"])
+    batch = await read(request, ChunkBatch)
+    if len(batch.chunks) > MAX_BATCH_CHUNKS or sum(len(stored) for _, stored in batch.chunks) > MAX_BATCH_BYTES:
+        raise Refused(Code.TOO_LARGE, f"a batch has at most {MAX_BATCH_CHUNKS} chunks of {MAX_BATCH_BYTES} bytes")
+    _check_ids([chunk for chunk, _ in batch.chunks])
+    await _put(request, bucket.id, batch.chunks)
+    return Response(status_code=204)
+
+
+async def read_chunks(request: Request) -> Response:
+    identity(request)
+    here = services(request)
+    bucket = await here.metadata.identify(request.path_params["bucket"])
+    wanted = _some(await read(request, ChunkIds))
+    return answer(request, ChunkBatch(await here.chunks.read(bucket.id, wanted)))
+
+
+async def missing(request: Request) -> Response:
+    identity(request)
+    here = services(request)
+    bucket = await here.metadata.identify(request.path_params["bucket"])
+    wanted = await read(request, ChunkIds)
+    _check_ids(wanted.ids)
+    return answer(request, ChunkIds(await here.chunks.missing(bucket.id, wanted.ids)))
+
+
+async def _put(request: Request, bucket: bytes, chunks: list[tuple[ChunkId, bytes]]) -> None:
+    try:
+        await services(request).chunks.put(bucket, chunks)
+    except CorruptChunk as error:
+        raise Refused(Code.CHECKSUM, str(error), [error.chunk] if error.chunk else []) from error
+
+
+def _some(wanted: ChunkIds) -> list[ChunkId]:
+    if len(wanted.ids) > MAX_BATCH_CHUNKS:
+        raise Refused(Code.TOO_LARGE, f"more than {MAX_BATCH_CHUNKS} chunks")
+    _check_ids(wanted.ids)
+    return wanted.ids
+
+
+def _check_ids(ids: list[ChunkId]) -> None:
+    if any(len(chunk) != CHUNK_ID for chunk in ids):
+        raise Refused(Code.MALFORMED, f"a chunk id has {CHUNK_ID} bytes")
+
+
+def _read(place: Located) -> bytes:
+    with Path(place.path).open("rb") as file:
+        return os.pread(file.fileno(), place.length, place.offset)
+
+
+ROUTES = [
+    Route("/v1/buckets/{bucket}/chunks", put_chunks, methods=["POST"]),
+    Route("/v1/buckets/{bucket}/chunks/missing", missing, methods=["POST"]),
+    Route("/v1/buckets/{bucket}/chunks/read", read_chunks, methods=["POST"]),
+    Route("/v1/buckets/{bucket}/chunks/{chunk}", ChunkEndpoint),
+]

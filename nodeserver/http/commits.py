@@ -1,0 +1,47 @@
+"""``/v1/buckets/{bucket}/commits`` and its other side, ``/v1/buckets/{bucket}/changes``."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from nodeserver.http.buckets import usage
+from nodeserver.http.codec import answer, integer_parameter, read, seconds_parameter
+from nodeserver.http.problems import Refused
+from nodeserver.http.services import identity, services
+from nodeserver.metadata.checks import check_commit
+from nodeserver.protocol.errors import Code
+from nodeserver.protocol.wire import MAX_CHANGES, Changes, Commit
+
+MAX_SEQ = (1 << 63) - 1
+MAX_WAIT = 60.0
+"""Seconds of the longest long poll."""
+
+
+async def commit(request: Request) -> Response:
+    who, here, bucket = identity(request, "admin"), services(request), request.path_params["bucket"]
+    known = await here.metadata.identify(bucket)
+    batch = await read(request, Commit)
+    chunks = check_commit(batch)
+    if chunks and (missing := await here.chunks.missing(known.id, list(chunks))):
+        if (first := await here.metadata.answered(bucket, batch)) is not None:
+            return answer(request, first)
+        raise Refused(Code.MISSING_CHUNKS, f"{len(missing)} chunks are not stored", missing)
+    return answer(request, await here.metadata.commit(bucket, batch, author=who.subject))
+
+
+async def changes(request: Request) -> Response:
+    identity(request)
+    here, bucket = services(request), request.path_params["bucket"]
+    since = integer_parameter(request, "since", 0, 0, MAX_SEQ)
+    limit = integer_parameter(request, "limit", MAX_CHANGES, 1, MAX_CHANGES)
+    wait = seconds_parameter(request, "wait", MAX_WAIT)
+    seq, found = await here.metadata.changes(bucket, since, limit, wait)
+    return answer(request, Changes(seq, found, usage(here, await here.metadata.bucket(bucket))))
+
+
+ROUTES = [
+    Route("/v1/buckets/{bucket}/commits", commit, methods=["POST"]),
+    Route("/v1/buckets/{bucket}/changes", changes),
+]

@@ -1,0 +1,146 @@
+"""Errors as RFC 9457 problem details, and the envelope that turns every exception into one."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import uuid
+
+import msgspec
+from sqlalchemy.exc import OperationalError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nodeserver.access.tokens import Forbidden, InvalidToken, Keys
+from nodeserver.chunks import NoChunk
+from nodeserver.content.codec import CorruptChunk
+from nodeserver.metadata import checks, errors
+from nodeserver.metadata.database import is_full
+from nodeserver.protocol.errors import Code
+from nodeserver.protocol.wire import Problem
+
+PROBLEM = "application/problem+json"
+OPEN_PATHS = frozenset({"/v1/health"})
+"""Answered without a token."""
+
+log = logging.getLogger(__name__)
+
+
+class Refused(Exception):
+    """An answer that is an error: ``code``, a sentence, and the ids it is about."""
+
+    def __init__(self, code: Code, detail: str = "", ids: list[bytes] | None = None) -> None:
+        super().__init__(detail or code.title)
+        self.code = code
+        self.detail = detail
+        self.ids = [id_.hex() for id_ in ids or []]
+
+
+_CODES: dict[type[Exception], Code] = {
+    checks.InvalidName: Code.INVALID_NAME,
+    checks.TooLarge: Code.TOO_LARGE,
+    checks.Invalid: Code.MALFORMED,
+    errors.NoBucket: Code.NO_BUCKET,
+    errors.NoFile: Code.NO_FILE,
+    errors.BucketExists: Code.BUCKET_EXISTS,
+    errors.BucketNotEmpty: Code.BUCKET_NOT_EMPTY,
+    errors.HistoryGone: Code.HISTORY_GONE,
+    InvalidToken: Code.UNAUTHORIZED,
+    Forbidden: Code.FORBIDDEN,
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def refusal(error: Exception) -> Refused:
+    """What an exception is to the one who asked; nothing of an unexpected one is told but that it happened."""
+    match error:
+        case Refused():
+            return error
+        case NoChunk():
+            return Refused(Code.NO_CHUNK, str(error), error.ids)
+        case CorruptChunk():
+            return Refused(Code.CORRUPT, str(error), [error.chunk] if error.chunk else [])
+        case HTTPException(status_code=404):
+            return Refused(Code.NO_ROUTE)
+        case HTTPException(status_code=405):
+            return Refused(Code.METHOD)
+        case OSError(errno=number) if number in _FULL:
+            return Refused(Code.FULL)
+        case OperationalError() if is_full(error):
+            return Refused(Code.FULL)
+    code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), Code.INTERNAL)
+    return Refused(code, str(error) if code is not Code.INTERNAL else "")
+
+
+def problem_response(error: Refused, request_id: str) -> Response:
+    """The answer for an error."""
+    code = error.code
+    problem = Problem(code.uri, code.title, code.status, error.detail, f"urn:uuid:{request_id}", error.ids)
+    response = Response(msgspec.json.encode(problem), code.status, media_type=PROBLEM)
+    if code is Code.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+class Envelope:
+    """Around every request: an id, the proof of who asks, and an answer for every exception."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            if scope["path"] not in OPEN_PATHS:
+                scope["identity"] = self._keys.verify(_bearer(Headers(scope=scope)))
+            await self._app(scope, receive, note_start)
+        except ClientDisconnect:
+            log.info("%s %s: the client went away", scope["method"], scope["path"])
+        except Exception as error:
+            response = self._explain(error, scope)
+            if started:
+                raise
+            await response(scope, receive, send)
+
+    def _explain(self, error: Exception, scope: Scope) -> Response:
+        request_id = str(uuid.uuid4())
+        refused = refusal(error)
+        level = logging.ERROR if refused.code.status >= 500 else logging.INFO
+        log.log(
+            level,
+            "%s %s: %s %s [%s]",
+            scope["method"],
+            scope["path"],
+            refused.code.value,
+            refused.detail,
+            request_id,
+            exc_info=error if refused.code is Code.INTERNAL else None,
+        )
+        response = problem_response(refused, request_id)
+        if isinstance(error, HTTPException) and error.headers:
+            response.headers.update(error.headers)
+        return response
+
+
+def reraise(_request: Request, error: Exception) -> Response:
+    """Starlette's handler of its own exceptions: leaves them to the envelope."""
+    raise error
+
+
+def _bearer(headers: Headers) -> str:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise InvalidToken("there is no bearer token")
+    return token.strip()

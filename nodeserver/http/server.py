@@ -1,0 +1,165 @@
+"""A node server as a process: sockets, signals, and the order of starting and stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from granian._granian import SocketHolder
+from granian.constants import HTTPModes, Interfaces
+from granian.server.embed import Server
+from starlette.types import ASGIApp
+
+from nodeserver.access.tokens import Keys
+from nodeserver.chunks import ChunkStore
+from nodeserver.http.app import build
+from nodeserver.http.services import Services
+from nodeserver.metadata.store import Metadata
+from nodeserver.workers.purge import Purge
+
+BACKLOG = 1024
+GRACE = 30.0
+"""Seconds that requests in flight get to finish when the server stops."""
+
+log = logging.getLogger(__name__)
+
+
+class _Embedded(Server):
+    """granian in this process, on a socket that is bound already."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        super().__init__(
+            app,
+            interface=Interfaces.ASGINL,
+            http=HTTPModes.http1,
+            websockets=False,
+            backlog=BACKLOG,
+            log_enabled=False,
+        )
+        self._listener = listener
+
+    _shd: Any
+
+    def _init_shared_socket(self) -> None:
+        holder: Any = SocketHolder  # its stub lacks the arguments
+        self._shd = holder(self._listener.detach(), False, BACKLOG)  # granian closes it
+
+    def shut(self) -> None:
+        """Accept nothing more; ``serve`` returns when the requests in flight are answered."""
+        self.interrupt_signal = True
+        self.main_loop_interrupt.set()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 picks one. Raises ``OSError``.
+
+    Without SO_REUSEPORT, so that two servers cannot share a port by accident.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
+async def serve(
+    listener: socket.socket,
+    *,
+    metadata: Metadata,
+    chunks: ChunkStore,
+    keys: Keys,
+    node: bytes,
+    ready: Callable[[str], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT; requests in flight are finished, waiting long polls answered at once.
+
+    Takes ``listener`` over. Calls ``ready`` with the URL once requests are answered. Leaves ``metadata`` and ``chunks`` open.
+    """
+    purge = Purge(metadata, chunks)
+    services = Services(node=node, metadata=metadata, chunks=chunks, keys=keys, purge=purge)
+    address, url = listener.getsockname()[:2], url_of(listener)
+    server = _Embedded(build(services), listener)
+    async with _background(purge), asyncio.TaskGroup() as tasks:
+        serving = tasks.create_task(server.serve())
+        await _first_answer(*address)
+        stop = _on_signal()
+        ready(url)
+        notify_systemd("READY=1")
+        await asyncio.wait([serving, stop], return_when=asyncio.FIRST_COMPLETED)
+        notify_systemd("STOPPING=1")
+        metadata.release()
+        server.shut()
+        _, late = await asyncio.wait([serving], timeout=GRACE)
+        if late:
+            log.warning("requests that ran longer than %g s were cut off", GRACE)
+            serving.cancel()
+
+
+def notify_systemd(state: str) -> None:
+    """Tell systemd what sd_notify(3) would; nothing when it is not there."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        try:
+            channel.sendto(state.encode(), address)
+        except OSError as error:
+            log.warning("systemd was not told %s: %s", state, error)
+
+
+def _on_signal() -> asyncio.Future[None]:
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[None] = loop.create_future()
+
+    def caught() -> None:
+        if not stop.done():
+            stop.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, caught)
+    return stop
+
+
+async def _first_answer(host: str, port: int) -> None:
+    """Ask the server for its health, so that who is told it is ready finds it so."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104
+        host = "localhost"
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(b"GET /v1/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        status = await reader.readline()
+        if b" 200 " not in status:
+            raise OSError(f"the server answered {status!r} to itself")
+    finally:
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def _background(purge: Purge) -> AsyncIterator[None]:
+    task = asyncio.create_task(purge.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

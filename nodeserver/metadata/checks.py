@@ -1,0 +1,154 @@
+"""What a commit must be before anybody looks at what it means."""
+
+from __future__ import annotations
+
+import stat
+
+from nodeserver.content.manifest import MAX_INLINE, MAX_SIZE, BadManifest, check_slices
+from nodeserver.protocol.names import NAME_MAX, valid_name
+from nodeserver.protocol.wire import (
+    MAX_COMMIT_OPS,
+    ChunkId,
+    Commit,
+    Create,
+    Exchange,
+    Link,
+    Manifest,
+    Op,
+    Rename,
+    SetAttr,
+    Unlink,
+    Write,
+)
+
+ID = 16
+HASH = 32
+PATH_MAX = 4096
+XATTR_MAX = 64 * 1024
+"""Bytes in the values of a file's extended attributes together."""
+KINDS = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK}
+
+_U32 = (0, (1 << 32) - 1)
+_I64 = (-(1 << 63), (1 << 63) - 1)
+
+
+class Invalid(ValueError):
+    """A request that parses but cannot mean anything."""
+
+
+class InvalidName(Invalid):
+    """A name that cannot be a directory entry."""
+
+
+class TooLarge(Invalid):
+    """More of something than one request may carry."""
+
+
+def check_commit(commit: Commit) -> set[ChunkId]:
+    """The chunks that a commit refers to. Raises ``Invalid``."""
+    if len(commit.ops) > MAX_COMMIT_OPS:
+        raise TooLarge(f"{len(commit.ops)} operations are more than {MAX_COMMIT_OPS}")
+    _ids(client=commit.client, batch=commit.batch)
+    if len(commit.client_name) > NAME_MAX:
+        raise TooLarge("the client's name is too long")
+    chunks: set[ChunkId] = set()
+    for number, op in enumerate(commit.ops):
+        try:
+            check_op(op)
+        except Invalid as error:
+            raise type(error)(f"operation {number}: {error}") from error
+        if isinstance(op, Write):
+            chunks.update(piece.chunk for piece in op.manifest.slices if piece.chunk)
+    return chunks
+
+
+def check_op(op: Op) -> None:
+    """Check one operation. Raises ``Invalid``."""
+    _within(_I64, time_ns=op.time_ns)
+    match op:
+        case Create():
+            _ids(parent=op.parent, file=op.file.id)
+            check_names(op.name)
+            _check_new_file(op)
+        case Link() | Unlink():
+            _ids(parent=op.parent, file=op.file)
+            check_names(op.name)
+        case Rename():
+            _ids(parent=op.parent, file=op.file, new_parent=op.new_parent)
+            _optional_ids(replaces=op.replaces)
+            check_names(op.name, op.new_name)
+        case Exchange():
+            _ids(parent=op.parent, file=op.file, other_parent=op.other_parent, other_file=op.other_file)
+            check_names(op.name, op.other_name)
+        case SetAttr():
+            _ids(file=op.file)
+            _within(_U32, mode=op.mode, uid=op.uid, gid=op.gid)
+            _within(_I64, atime_ns=op.atime_ns, mtime_ns=op.mtime_ns)
+            _check_xattrs(op.xattrs)
+        case Write():
+            _ids(file=op.file, version=op.version)
+            _optional_ids(base=op.base, session=op.session)
+            _within(_I64, mtime_ns=op.mtime_ns)
+            if len(op.hash) != HASH:
+                raise Invalid(f"the hash has {len(op.hash)} bytes, not {HASH}")
+            check_manifest(op.manifest, op.size)
+
+
+def check_manifest(manifest: Manifest, size: int) -> None:
+    """Check that a manifest can be that of a file of ``size`` bytes. Raises ``Invalid``."""
+    if not 0 <= size <= MAX_SIZE:
+        raise Invalid(f"a size of {size}")
+    if len(manifest.slices) > MAX_INLINE:
+        raise TooLarge(f"{len(manifest.slices)} slices are more than {MAX_INLINE}; store them in chunks")
+    try:
+        length = check_slices(manifest.slices)
+    except BadManifest as error:
+        raise Invalid(str(error)) from error
+    if not manifest.indirect and length != size:
+        raise Invalid(f"slices of {length} bytes for a size of {size}")
+
+
+def _check_new_file(op: Create) -> None:
+    new = op.file
+    _within(_U32, mode=new.mode, uid=new.uid, gid=new.gid)
+    _within(_I64, rdev=new.rdev, atime_ns=new.atime_ns, mtime_ns=new.mtime_ns)
+    kind = stat.S_IFMT(new.mode)
+    if kind not in KINDS or new.mode != kind | stat.S_IMODE(new.mode):
+        raise Invalid(f"mode {new.mode:#o} is of no kind of file")
+    if (kind == stat.S_IFLNK) != bool(new.target) or len(new.target) >= PATH_MAX or b"\0" in new.target:
+        raise Invalid("a symbolic link, and nothing else, has a target, of at most 4095 bytes")
+    _check_xattrs(new.xattrs)
+
+
+def _check_xattrs(xattrs: dict[bytes, bytes] | None) -> None:
+    if xattrs is None:
+        return
+    for name in xattrs:
+        if not 0 < len(name) <= NAME_MAX or b"\0" in name:
+            raise InvalidName(f"{name!r} cannot be an extended attribute")
+    if sum(map(len, xattrs.values())) > XATTR_MAX:
+        raise TooLarge(f"extended attributes of more than {XATTR_MAX} bytes")
+
+
+def _ids(**ids: bytes) -> None:
+    for field, value in ids.items():
+        if len(value) != ID:
+            raise Invalid(f"{field} has {len(value)} bytes, not {ID}")
+
+
+def _optional_ids(**ids: bytes) -> None:
+    _ids(**{field: value for field, value in ids.items() if value})
+
+
+def check_names(*names: bytes) -> None:
+    """Check names of directory entries. Raises ``InvalidName``."""
+    for name in names:
+        if not valid_name(name):
+            raise InvalidName(f"{name[:300]!r} cannot be a name")
+
+
+def _within(limits: tuple[int, int], **values: int | None) -> None:
+    low, high = limits
+    for field, value in values.items():
+        if value is not None and not low <= value <= high:
+            raise Invalid(f"{field} {value} is out of range")

@@ -1,0 +1,27 @@
+"""Why the metadata refuses. The message is for the person who asked."""
+
+from __future__ import annotations
+
+
+class Refusal(Exception):
+    """A request that cannot be granted now, but is not wrong in itself."""
+
+
+class NoBucket(Refusal):
+    """There is no bucket of this name."""
+
+
+class NoFile(Refusal):
+    """The bucket has no such file or directory."""
+
+
+class BucketExists(Refusal):
+    """The name, or the id, is another bucket's."""
+
+
+class BucketNotEmpty(Refusal):
+    """A bucket's root directory has entries."""
+
+
+class HistoryGone(Refusal):
+    """The log does not have the commits that were asked for."""

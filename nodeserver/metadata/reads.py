@@ -1,0 +1,125 @@
+"""Queries behind the reading half of the API, each inside one snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, FromClause, and_, bindparam, case, literal, select
+
+from nodeserver.metadata import tables
+from nodeserver.metadata.errors import HistoryGone, NoBucket, NoFile
+from nodeserver.metadata.tables import LIVE
+from nodeserver.protocol.wire import (
+    INLINE_SLICES,
+    Change,
+    Entry,
+    File,
+    FileAnswer,
+    FileId,
+    Listing,
+    Manifest,
+    unpack,
+)
+
+_bucket, _file, _entry, _version = tables.bucket.c, tables.file.c, tables.entry.c, tables.version.c
+
+_FILE = [column for column in tables.file.c if column.name not in ("bucket", "entries")]
+_SHORT = case((_version.slices <= INLINE_SLICES, _version.manifest), else_=literal(None)).label("manifest")
+_HEAD = and_(_version.bucket == _file.bucket, _version.id == _file.version)
+_manifest = msgspec.msgpack.Decoder(Manifest)
+_xattrs = msgspec.msgpack.Decoder(dict[bytes, bytes])
+
+
+def _here(table: FromClause) -> Any:
+    return table.c.bucket == bindparam("bucket")
+
+
+_FILE_BY_ID = (
+    select(*_FILE, _version.manifest)
+    .outerjoin_from(tables.file, tables.version, _HEAD)
+    .where(_here(tables.file), _file.id == bindparam("id"))
+)
+_ENTRIES = (
+    select(_entry.name, *_FILE, _SHORT)
+    .select_from(
+        tables.entry.join(tables.file, and_(_file.bucket == _entry.bucket, _file.id == _entry.file)).outerjoin(
+            tables.version, _HEAD
+        )
+    )
+    .where(_here(tables.entry), _entry.parent == bindparam("parent"), _entry.until_seq == LIVE)
+)
+_LOOKUP = _ENTRIES.where(_entry.name == bindparam("name"))
+_PAGE = _ENTRIES.where(_entry.name > bindparam("after")).order_by(_entry.name).limit(bindparam("limit"))
+_SEQ = select(_bucket.seq).where(_here(tables.bucket), _bucket.name.is_not(None))
+_LOG = (
+    select(tables.commit.c.change)
+    .where(_here(tables.commit), tables.commit.c.seq > bindparam("since"))
+    .order_by(tables.commit.c.seq)
+    .limit(bindparam("limit"))
+)
+
+
+def file(connection: Connection, bucket: int, id_: FileId) -> FileAnswer:
+    """A file with its whole manifest; one that is gone has ``nlink`` 0. Raises ``NoFile``."""
+    seq = _seq(connection, bucket)
+    row = connection.execute(_FILE_BY_ID, {"bucket": bucket, "id": id_}).one_or_none()
+    if row is None:
+        raise NoFile(f"there is no file {id_.hex()}")
+    return FileAnswer(seq, _file_of(row))
+
+
+def lookup(connection: Connection, bucket: int, directory: FileId, name: bytes) -> FileAnswer:
+    """What ``name`` is in a directory. Raises ``NoFile`` when there is no such directory."""
+    seq = _seq(connection, bucket)
+    row = connection.execute(_LOOKUP, {"bucket": bucket, "parent": directory, "name": name}).one_or_none()
+    if row is None:
+        _directory(connection, bucket, directory)
+    return FileAnswer(seq, _file_of(row[1:]) if row else None)
+
+
+def entries(connection: Connection, bucket: int, directory: FileId, after: bytes, limit: int) -> Listing:
+    """A page of a directory. Raises ``NoFile``."""
+    seq = _seq(connection, bucket)
+    itself = _directory(connection, bucket, directory)
+    wanted = {"bucket": bucket, "parent": directory, "after": after, "limit": limit + 1}
+    rows = connection.execute(_PAGE, wanted).all()
+    page = [Entry(row[0], _file_of(row[1:])) for row in rows[:limit]]
+    return Listing(seq, itself, page, more=len(rows) > limit)
+
+
+def changes(connection: Connection, bucket: int, since: int, limit: int) -> tuple[int, list[Change]]:
+    """The newest commit that the answer reaches, and the commits after ``since``. Raises ``HistoryGone``."""
+    newest = _seq(connection, bucket)
+    if since > newest:
+        raise HistoryGone(f"commit {since} was not made yet, the newest is {newest}")
+    rows = connection.execute(_LOG, {"bucket": bucket, "since": since, "limit": limit}).scalars()
+    commits = [unpack(change, Change) for change in rows]
+    return (commits[-1].seq if commits else newest), commits
+
+
+def _seq(connection: Connection, bucket: int) -> int:
+    seq: int | None = connection.execute(_SEQ, {"bucket": bucket}).scalar()
+    if seq is None:
+        raise NoBucket("the bucket was deleted")
+    return seq
+
+
+def _directory(connection: Connection, bucket: int, id_: FileId) -> File:
+    row = connection.execute(_FILE_BY_ID, {"bucket": bucket, "id": id_}).one_or_none()
+    directory = _file_of(row) if row else None
+    if directory is None or directory.mode & 0o170000 != 0o040000 or not directory.nlink:
+        raise NoFile(f"there is no directory {id_.hex()}")
+    return directory
+
+
+def _file_of(row: Sequence[Any]) -> File:
+    """A file from the columns of ``_FILE`` and its manifest."""
+    (id_, mode, uid, gid, rdev, nlink, size, atime, mtime, ctime, target, xattrs, version, manifest) = row
+    return File(
+        id_, mode, uid, gid, rdev, nlink, size, atime, mtime, ctime, target,
+        _xattrs.decode(xattrs) if xattrs else {},
+        version,
+        _manifest.decode(manifest) if manifest else None,
+    )  # fmt: skip

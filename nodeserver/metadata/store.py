@@ -1,0 +1,126 @@
+"""The metadata of a node server: the asynchronous face of this package."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from nodeserver.metadata import buckets, commits, reads
+from nodeserver.metadata.buckets import BucketRow
+from nodeserver.metadata.database import Database
+from nodeserver.metadata.migrations import STEPS, Step, migrate
+from nodeserver.protocol.wire import Change, Commit, Committed, FileAnswer, FileId, Listing
+
+
+class Metadata:
+    """Buckets by name, and what is in them. Methods raise the errors of ``metadata.errors``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: dict[str, BucketRow] = {}
+        """What of a bucket never changes, so that a request for a chunk costs no query."""
+        self._news: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
+        self._closing = False
+
+    @classmethod
+    async def open(cls, url: str, steps: Sequence[Step] = STEPS) -> Metadata:
+        """Connect and bring the tables up to date. Raises ``UnusableUrl``, ``NewerFormat``."""
+        database = Database(url)
+        try:
+            await database.write(migrate, steps)
+        except BaseException:
+            await database.close()
+            raise
+        return cls(database)
+
+    async def close(self) -> None:
+        """Close the connections to the database."""
+        await self._database.close()
+
+    def release(self) -> None:
+        """Answer every waiting long poll now, and let none wait from now on."""
+        self._closing = True
+        for event in self._news.values():
+            event.set()
+
+    # Buckets
+
+    async def identify(self, name: str) -> BucketRow:
+        """A bucket whose ``bucket``, ``id``, ``root`` and ``chunk_key`` are right; the rest may be old."""
+        return self._known.get(name) or await self.bucket(name)
+
+    async def bucket(self, name: str) -> BucketRow:
+        """A bucket as it is now."""
+        self._known[name] = found = await self._database.read(buckets.find, name)
+        return found
+
+    async def buckets(self) -> list[BucketRow]:
+        """All buckets, by name."""
+        return await self._database.read(buckets.every)
+
+    async def create_bucket(self, name: str, id_: bytes, quota: int | None = None) -> BucketRow:
+        """A new bucket, or the one that the same request made before."""
+        return await self._database.write(buckets.create, name, id_, quota, time.time_ns())
+
+    async def set_quota(self, name: str, quota: int | None) -> BucketRow:
+        """Limit a bucket to ``quota`` bytes, None for no limit."""
+        return await self._database.write(buckets.set_quota, name, quota)
+
+    async def delete_bucket(self, name: str) -> None:
+        """Delete an empty bucket."""
+        removed = await self._database.write(buckets.remove, name)
+        self._known.pop(name, None)
+        self._wake(removed.bucket)
+
+    async def removed_buckets(self) -> list[tuple[int, bytes]]:
+        """Number and id of deleted buckets that still take room."""
+        return await self._database.read(buckets.removed)
+
+    async def purge(self, bucket: int) -> bool:
+        """Delete some of what a deleted bucket left; False when nothing is."""
+        return await self._database.write(buckets.purge, bucket)
+
+    # Content
+
+    async def commit(self, name: str, batch: Commit, *, author: str) -> Committed:
+        """Apply a batch that ``checks.check_commit`` accepted; durable when this returns."""
+        bucket = (await self.identify(name)).bucket
+        answer = await self._database.write(commits.commit, bucket, batch, author=author, now_ns=time.time_ns())
+        self._wake(bucket)
+        return answer
+
+    async def answered(self, name: str, batch: Commit) -> Committed | None:
+        """The answer a batch got before, None when it was not applied."""
+        return await self._database.read(commits.answered, (await self.identify(name)).bucket, batch)
+
+    async def file(self, name: str, id_: FileId) -> FileAnswer:
+        """A file with its whole manifest."""
+        return await self._database.read(reads.file, (await self.identify(name)).bucket, id_)
+
+    async def lookup(self, name: str, directory: FileId, entry: bytes) -> FileAnswer:
+        """What a name is in a directory."""
+        return await self._database.read(reads.lookup, (await self.identify(name)).bucket, directory, entry)
+
+    async def entries(self, name: str, directory: FileId, after: bytes, limit: int) -> Listing:
+        """A page of a directory: up to ``limit`` names greater than ``after``."""
+        return await self._database.read(reads.entries, (await self.identify(name)).bucket, directory, after, limit)
+
+    async def changes(self, name: str, since: int, limit: int, wait: float) -> tuple[int, list[Change]]:
+        """Commits after ``since`` and the newest that they reach; waits up to ``wait`` seconds for the first."""
+        bucket = (await self.identify(name)).bucket
+        until = time.monotonic() + wait
+        while True:
+            news = self._news[bucket]
+            seq, found = await self._database.read(reads.changes, bucket, since, limit)
+            if found or self._closing or time.monotonic() >= until:
+                return seq, found
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(until - time.monotonic()):
+                    await news.wait()
+
+    def _wake(self, bucket: int) -> None:
+        if event := self._news.pop(bucket, None):
+            event.set()

@@ -1,0 +1,115 @@
+"""The tables of the metadata database.
+
+Only portable SQL types are used. Bytes compare byte by byte, so names sort as POSIX names; times are nanoseconds
+since the epoch, sizes are bytes. Every table of a bucket's content begins its key with ``bucket``, the bucket's
+number: a client mints its own file and version ids, and must not be able to reach another bucket by them.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text
+
+LIVE = (1 << 63) - 1
+"""The ``until_seq`` of an entry that has not ended."""
+
+metadata = MetaData()
+
+schema_version = Table(
+    "schema_version",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    comment="One row: the format of this database, see migrations.",
+)
+
+bucket = Table(
+    "bucket",
+    metadata,
+    Column("bucket", Integer, primary_key=True),  # never used twice, so that nothing left over can be inherited
+    Column("id", LargeBinary(16), nullable=False, unique=True),  # minted by who created it: makes a repeat harmless
+    Column("name", Text, unique=True),  # null once the bucket is deleted and waits to be purged
+    Column("root", LargeBinary(16), nullable=False),
+    Column("chunk_key", LargeBinary(32), nullable=False),  # keys the ids of its chunks; never changes
+    Column("created_ns", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),  # of its last commit; 0 before the first
+    Column("time_ns", BigInteger, nullable=False),  # of its last commit; the log's times never go back
+    Column("used_bytes", BigInteger, nullable=False),  # sum of the sizes of regular files with nlink > 0
+    Column("used_files", BigInteger, nullable=False),  # files and directories with nlink > 0, the root left out
+    Column("quota_bytes", BigInteger),  # null: no limit
+    sqlite_autoincrement=True,
+)
+
+file = Table(
+    "file",
+    metadata,
+    Column("bucket", Integer, ForeignKey("bucket.bucket"), primary_key=True),
+    Column("id", LargeBinary(16), primary_key=True),
+    Column("mode", BigInteger, nullable=False),  # the whole st_mode; the type never changes
+    Column("uid", BigInteger, nullable=False),
+    Column("gid", BigInteger, nullable=False),
+    Column("rdev", BigInteger, nullable=False),
+    # Live entries that name it; for a directory 2 + live subdirectories, as stat(2) shows it. 0: the file is gone,
+    # its row stays for the history.
+    Column("nlink", BigInteger, nullable=False),
+    Column("entries", BigInteger, nullable=False),  # live entries in a directory
+    Column("size", BigInteger, nullable=False),
+    Column("atime_ns", BigInteger, nullable=False),
+    Column("mtime_ns", BigInteger, nullable=False),
+    Column("ctime_ns", BigInteger, nullable=False),
+    Column("target", LargeBinary, nullable=False),  # of a symbolic link
+    Column("xattrs", LargeBinary, nullable=False),  # MessagePack map; empty for none
+    Column("version", LargeBinary(16), nullable=False),  # the head, a row of version; empty: no content
+    sqlite_with_rowid=False,
+)
+
+# The namespace is temporal: a row is never overwritten, only ended. The tree at commit S is the rows with
+# since_seq <= S < until_seq. One name is at most once live, and ends at most once in a commit; what began and ended
+# within one commit leaves no row. Live entries of a directory are neighbours, in the order of their names.
+entry = Table(
+    "entry",
+    metadata,
+    Column("bucket", Integer, ForeignKey("bucket.bucket"), primary_key=True),
+    Column("parent", LargeBinary(16), primary_key=True),
+    Column("until_seq", BigInteger, primary_key=True),  # LIVE, or the commit that ended it
+    Column("name", LargeBinary(255), primary_key=True),
+    Column("file", LargeBinary(16), nullable=False),
+    Column("since_seq", BigInteger, nullable=False),
+    Index("entry_of_file", "bucket", "file", "until_seq"),
+    sqlite_with_rowid=False,
+)
+
+# A row is a content that was a file's head. Numbers count from 1 in each file. Within one open session the head is
+# replaced, keeping its number.
+version = Table(
+    "version",
+    metadata,
+    Column("bucket", Integer, ForeignKey("bucket.bucket"), primary_key=True),
+    Column("id", LargeBinary(16), primary_key=True),
+    Column("file", LargeBinary(16), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("base", LargeBinary(16), nullable=False),  # what its author made it from; empty for nothing
+    Column("size", BigInteger, nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    Column("slices", Integer, nullable=False),  # how many the manifest has, to leave long ones out of listings
+    Column("manifest", LargeBinary, nullable=False),  # MessagePack of protocol.wire.Manifest
+    Column("mtime_ns", BigInteger, nullable=False),
+    Column("session", LargeBinary(16), nullable=False),  # of the author's open file; empty for none
+    Column("client", LargeBinary(16), nullable=False),
+    Column("author", Text, nullable=False),  # the subject of the token
+    Column("seq", BigInteger, nullable=False),
+    Column("committed_ns", BigInteger, nullable=False),
+    Index("version_of_file", "bucket", "file", "number"),
+)
+
+commit = Table(
+    "commit_log",
+    metadata,
+    Column("bucket", Integer, ForeignKey("bucket.bucket"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),  # 1, 2, 3, … without a gap
+    Column("time_ns", BigInteger, nullable=False),
+    Column("client", LargeBinary(16), nullable=False),
+    Column("batch", LargeBinary(16), nullable=False),
+    Column("ops", LargeBinary, nullable=False),  # MessagePack of protocol.wire.Commit: what was asked
+    Column("answer", LargeBinary, nullable=False),  # MessagePack of protocol.wire.Committed: what became of it
+    Column("change", LargeBinary, nullable=False),  # MessagePack of protocol.wire.Change: what it touched
+    Index("commit_batch", "bucket", "client", "batch", unique=True),
+)

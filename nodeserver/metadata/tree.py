@@ -1,0 +1,276 @@
+"""The part of a bucket that a batch of operations touches, in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import stat
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from nodeserver.protocol.wire import FileId, VersionId
+
+Place = tuple[FileId, bytes]
+"""A directory and a name in it."""
+
+
+@dataclasses.dataclass(slots=True)
+class Inode:
+    """A row of the ``file`` table, fields in the order of its columns after ``bucket``."""
+
+    id: FileId
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    rdev: int = 0
+    nlink: int = 0
+    entries: int = 0
+    size: int = 0
+    atime_ns: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    target: bytes = b""
+    xattrs: bytes = b""
+    version: VersionId = b""
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_regular(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def charge(self) -> int:
+        """Bytes it counts in its bucket's usage."""
+        return self.size if self.nlink and self.is_regular else 0
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Version:
+    """A row of the ``version`` table, fields in the order of its columns after ``bucket``, without commit."""
+
+    id: VersionId
+    file: FileId
+    number: int
+    base: VersionId = b""
+    size: int = 0
+    hash: bytes = b""
+    slices: int = 0
+    manifest: bytes = b""
+    mtime_ns: int = 0
+    session: bytes = b""
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Held:
+    """A live row of the ``entry`` table: what a place names and since which commit."""
+
+    file: FileId
+    since_seq: int
+
+
+class Source(Protocol):
+    """Where a ``Tree`` comes from. Bulk methods leave out what does not exist."""
+
+    def inodes(self, ids: Iterable[FileId]) -> Mapping[FileId, Inode]: ...
+
+    def entries(self, places: Iterable[Place]) -> Mapping[Place, Held]: ...
+
+    def versions(self, ids: Iterable[VersionId]) -> Mapping[VersionId, Version]: ...
+
+    def places(self, file: FileId) -> Mapping[Place, Held]:
+        """The live entries of a file."""
+
+    def last_place(self, file: FileId) -> Place | None:
+        """The entry of a file that ended last; None when none ever did."""
+
+
+class Tree:
+    """A view of a bucket that loads what is asked for and keeps what changes until it is written back.
+
+    Counters (``nlink``, ``entries``, usage) follow every change of the namespace made through ``attach``,
+    ``detach`` and ``move``; who changes an inode's fields takes it from ``change``.
+    """
+
+    def __init__(self, source: Source, root: FileId, *, used_bytes: int = 0, used_files: int = 0) -> None:
+        self.root = root
+        self.used_bytes = used_bytes
+        self.used_files = used_files
+        self.before: dict[Place, Held | None] = {}
+        """Entries as they were loaded."""
+        self.names: dict[Place, FileId | None] = {}
+        """Entries as they are now."""
+        self.inodes: dict[FileId, Inode | None] = {}
+        self.created: dict[FileId, Inode] = {}
+        self.changed: dict[FileId, Inode] = {}
+        self.versions: dict[VersionId, Version | None] = {}
+        self.written: dict[VersionId, Version] = {}
+        self.replaced: set[VersionId] = set()
+        """Loaded versions that a later one of the same session took the place of."""
+        self._source = source
+        self._ended: dict[FileId, Place] = {}
+        self._now_at: dict[FileId, set[Place]] = {}
+        self._placed: set[FileId] = set()  # of these all live entries are loaded
+
+    # Loading
+
+    def load(self, ids: Iterable[FileId], places: Iterable[Place]) -> None:
+        """Load inodes and entries in bulk."""
+        wanted = [id_ for id_ in dict.fromkeys(ids) if id_ not in self.inodes]
+        self.inodes.update(dict.fromkeys(wanted))
+        self.inodes.update(self._source.inodes(wanted))
+        unknown = []
+        for place in dict.fromkeys(places):
+            if place not in self.names:
+                self._remember(place, None)
+                if self.inodes.get(place[0], self) is not None:  # a directory that does not exist holds nothing
+                    unknown.append(place)
+        for place, held in self._source.entries(unknown).items():
+            self._remember(place, held)
+
+    def load_versions(self, ids: Iterable[VersionId]) -> None:
+        """Load versions in bulk."""
+        wanted = [id_ for id_ in dict.fromkeys(ids) if id_ and id_ not in self.versions]
+        self.versions.update(dict.fromkeys(wanted))
+        self.versions.update(self._source.versions(wanted))
+
+    def inode(self, id_: FileId) -> Inode | None:
+        """A file, gone or not; None when it never was."""
+        if id_ not in self.inodes:
+            self.load([id_], [])
+        return self.inodes[id_]
+
+    def lookup(self, place: Place) -> FileId | None:
+        """What is at a place now."""
+        if place not in self.names:
+            self.load([], [place])
+        return self.names[place]
+
+    def version(self, id_: VersionId) -> Version | None:
+        """A version that was not replaced within its session."""
+        if id_ not in self.versions:
+            self.load_versions([id_])
+        return self.versions.get(id_)
+
+    def places(self, id_: FileId) -> list[Place]:
+        """Where a file is now, in order."""
+        if id_ not in self._placed and id_ not in self.created:
+            self._placed.add(id_)
+            for place, held in self._source.places(id_).items():
+                if place not in self.names:
+                    self._remember(place, held)
+        return sorted(self._now_at.get(id_, ()))
+
+    def last_place(self, id_: FileId) -> Place | None:
+        """Where a file that is gone was last."""
+        return self._ended.get(id_) or self._source.last_place(id_)
+
+    def living_directory(self, id_: FileId) -> FileId:
+        """``id_`` if it is a directory that exists, else the nearest directory above its last place that does."""
+        seen = set()
+        while id_ != self.root and id_ not in seen:
+            seen.add(id_)
+            inode = self.inode(id_)
+            if inode is not None and inode.is_dir and inode.nlink:
+                return id_
+            place = None
+            if inode is not None:
+                place = next(iter(self.places(id_)), None) if inode.nlink else self.last_place(id_)
+            id_ = place[0] if place else self.root
+        return self.root
+
+    def is_within(self, directory: FileId, top: FileId) -> bool:
+        """Whether ``directory`` is ``top`` or somewhere below it."""
+        while directory != top:
+            if directory == self.root or not (places := self.places(directory)):
+                return False
+            directory = places[0][0]
+        return True
+
+    # Changing
+
+    def change(self, inode: Inode) -> Inode:
+        """``inode``, noted as one to write back."""
+        if inode.id not in self.created:
+            self.changed[inode.id] = inode
+        return inode
+
+    def create(self, inode: Inode) -> None:
+        """Add an inode that has no name yet."""
+        self.inodes[inode.id] = self.created[inode.id] = inode
+
+    def attach(self, place: Place, inode: Inode) -> None:
+        """Give ``inode`` a name that is free; a file that was gone is back."""
+        if not inode.nlink:
+            self.used_files += 1
+        self.used_bytes -= inode.charge
+        self.change(inode).nlink = 2 if inode.is_dir else inode.nlink + 1
+        self.used_bytes += inode.charge
+        self._bind(place, inode)
+
+    def detach(self, place: Place, inode: Inode) -> None:
+        """End a name of ``inode``; without another it is gone."""
+        self._unbind(place, inode)
+        self.used_bytes -= inode.charge
+        self.change(inode).nlink = 0 if inode.is_dir else inode.nlink - 1
+        self.used_bytes += inode.charge
+        if not inode.nlink:
+            self.used_files -= 1
+
+    def move(self, old: Place, new: Place, inode: Inode) -> None:
+        """Move ``inode`` from a name it has to one that is free."""
+        self._unbind(old, inode)
+        self._bind(new, inode)
+
+    def exchange(self, one: Place, one_inode: Inode, other: Place, other_inode: Inode) -> None:
+        """Swap two names."""
+        self._unbind(one, one_inode)
+        self._unbind(other, other_inode)
+        self._bind(one, other_inode)
+        self._bind(other, one_inode)
+
+    def put_version(self, version: Version, inode: Inode, *, replaces: VersionId = b"") -> None:
+        """Make ``version`` the head of ``inode``; ``replaces`` is not kept."""
+        if replaces:
+            if self.written.pop(replaces, None) is None:
+                self.replaced.add(replaces)
+            self.versions[replaces] = None
+        self.versions[version.id] = self.written[version.id] = version
+        self.used_bytes -= inode.charge
+        self.change(inode).version, inode.size = version.id, version.size
+        self.used_bytes += inode.charge
+
+    def moved(self) -> dict[Place, FileId | None]:
+        """Entries that are not as they were loaded."""
+        return {
+            place: file
+            for place, file in self.names.items()
+            if file != (before.file if (before := self.before[place]) else None)
+        }
+
+    def _remember(self, place: Place, held: Held | None) -> None:
+        self.before[place] = held
+        self.names[place] = held.file if held else None
+        if held:
+            self._now_at.setdefault(held.file, set()).add(place)
+
+    def _bind(self, place: Place, inode: Inode) -> None:
+        assert self.names[place] is None
+        self.names[place] = inode.id
+        self._now_at.setdefault(inode.id, set()).add(place)
+        self._count(place[0], inode, 1)
+
+    def _unbind(self, place: Place, inode: Inode) -> None:
+        assert self.names[place] == inode.id
+        self.names[place] = None
+        self._now_at[inode.id].discard(place)
+        self._ended[inode.id] = place
+        self._count(place[0], inode, -1)
+
+    def _count(self, directory: FileId, inode: Inode, by: int) -> None:
+        parent = self.inode(directory)
+        assert parent is not None
+        self.change(parent).entries += by
+        if inode.is_dir:
+            parent.nlink += by
