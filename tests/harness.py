@@ -152,6 +152,7 @@ class Mount:
         arguments: Sequence[str] = (),
         cache_size: str | None = None,
         raises: bool = False,
+        program: Sequence[str | Path] = (BIN / "mountfs",),
     ) -> None:
         self.url = url
         self.path = path
@@ -160,6 +161,7 @@ class Mount:
         self.options = dict(options or {})
         self.arguments = tuple(arguments)
         self.cache_size = cache_size
+        self.program = tuple(program)
         self.raises = raises
         """Whether a traceback in the log is what the test is about."""
         self.log = state.with_name(state.name + ".log")
@@ -195,7 +197,7 @@ class Mount:
         with contextlib.suppress(FileExistsError):
             self.path.mkdir(parents=True)
         Mount.live.add(self)
-        args: list[str | Path] = [BIN / "mountfs", *self.arguments_of_mount(), "--foreground"]
+        args = [*self.program, *self.arguments_of_mount(), "--foreground"]
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 args, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

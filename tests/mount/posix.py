@@ -1,10 +1,15 @@
-"""Calls of Linux that the standard library lacks."""
+"""Calls of Linux that the standard library lacks, and two helpers for those it has."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -31,3 +36,21 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     if call(fd, mode, offset, length):
         kind = NotSupported if ctypes.get_errno() == errno.EOPNOTSUPP else OSError
         raise kind(number := ctypes.get_errno(), os.strerror(number))
+
+
+@contextlib.contextmanager
+def fails_with(number: int) -> Iterator[None]:
+    """Raises AssertionError unless the block raises OSError with this errno."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the errno is looked at below
+        yield
+    assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number]
+
+
+@contextlib.contextmanager
+def opened(path: Path | str | bytes, flags: int, mode: int = 0o666) -> Iterator[int]:
+    """A file descriptor for the block."""
+    fd = os.open(path, flags, mode)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

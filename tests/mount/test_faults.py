@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -265,6 +267,32 @@ def test_an_orderly_end_names_what_it_could_not_send_and_the_next_mount_sends_it
     setup.mount.start()
     setup.mount.sync()
     assert (setup.elsewhere().path / "left-behind").read_bytes() == BODY
+
+
+RAISING = """
+from mountfs.cli.main import main
+from mountfs.vfs.files import Files
+async def read(self, number, offset, size):
+    raise RuntimeError("a bug")
+Files.read = read
+main()
+"""
+
+
+def test_a_bug_in_a_handler_costs_its_caller_an_eio_and_leaves_a_traceback_to_be_found(
+    setup: Setup, tmp_path: Path
+) -> None:
+    (tmp_path / "raising.py").write_text(RAISING)
+    program = [sys.executable, tmp_path / "raising.py"]
+    mount = setup.make(setup.node, "faults", program=program, raises=True)
+    assert attempt("len(read(path))", mount.path / "cold") == "EIO"
+    assert attempt("os.stat(path).st_size", mount.path / "cold") == str(4 + len(BODY))
+    assert mount.alive
+    mark = re.search(r"error ([0-9a-f]{8})", str(mount.status()["errors"]))
+    assert mark
+    log = mount.log.read_text()
+    assert f"error {mark[1]}" in log
+    assert "RuntimeError: a bug" in log
 
 
 def test_a_long_write_starts_to_go_up_before_it_is_closed(setup: Setup) -> None:

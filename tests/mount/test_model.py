@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
+from mountfs.config import MountConfig
 from tests.conftest import MakeMount
-from tests.harness import Mount
+from tests.harness import Mount, Node
 from tests.mount.conftest import Folder
+from tests.mount.inprocess import InProcess
 from tests.mount.model import Model, OnDisk, differences, read_tree
 
 NUMBERS = itertools.count()
@@ -85,7 +87,32 @@ class OnMount(OnPlain):
         super().teardown()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="changes of owner need root")
+class OnVfs(Model):
+    """On the file system without FUSE, in this process."""
+
+    def __init__(self, config: MountConfig, real: Path) -> None:
+        super().__init__()
+        self.root = real / f"example{next(NUMBERS)}"
+        self.root.mkdir()
+        self.real = OnDisk(os.fsencode(self.root))
+        self.tested = self.vfs = InProcess(config, os.fsencode(self.root.name))
+        self.vfs.start()
+
+    @rule(drain=st.booleans())
+    def restart(self, drain: bool) -> None:
+        self.close_all()
+        self.vfs.restart(drain=drain)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.vfs.stop()
+        shutil.rmtree(self.root)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes of owner need root")
+
+
+@needs_root
 def test_random_operations_agree_with_a_real_directory(
     folder: Folder, tmp_path: Path, make_module_mount: MakeMount, soak: int
 ) -> None:
@@ -94,3 +121,19 @@ def test_random_operations_agree_with_a_real_directory(
 
     second = make_module_mount(folder.node, "programs", start=False) if folder.node else None
     run_state_machine_as_test(machine, settings=profile(soak, examples=20, steps=50))  # type: ignore[arg-type]
+
+
+@needs_root
+def test_random_operations_without_fuse_agree_with_a_real_directory(
+    module_node: Node, tmp_path: Path, soak: int
+) -> None:
+    config = MountConfig(
+        url=module_node.url,
+        bucket=module_node.create_bucket("vfs"),
+        mountpoint=tmp_path,
+        token=module_node.token,
+        state=tmp_path / "state",
+        settle=0.05,
+    )
+    config.state.mkdir()
+    run_state_machine_as_test(lambda: OnVfs(config, tmp_path), settings=profile(soak, examples=100, steps=50))  # type: ignore[arg-type]

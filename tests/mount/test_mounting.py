@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeMount
 from tests.harness import Mount, Node, command, eventually
-from tests.mount.test_files import fails_with
+from tests.mount.posix import fails_with
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +121,13 @@ def test_the_root_holds_nothing_but_buckets(root: Mount) -> None:
     (root.path / "one").mkdir()
     (root.path / "two").mkdir()
     (root.path / "one/file").write_text("x")
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: (root.path / "file").touch(),
         lambda: os.symlink("one", root.path / "link"),
         lambda: os.mkfifo(root.path / "fifo"),
         lambda: os.rename(root.path / "one", root.path / "three"),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(OSError) as caught:  # noqa: PT011
             call()
         assert caught.value.errno in (errno.EPERM, errno.EINVAL, errno.EACCES, errno.EXDEV, errno.EOPNOTSUPP)

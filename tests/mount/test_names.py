@@ -1,0 +1,316 @@
+"""What the kernel's interface promises about names, directories and attributes, one promise a test."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import Folder
+from tests.mount.posix import RENAME_EXCHANGE, RENAME_NOREPLACE, fails_with, opened, renameat2
+
+
+def test_names_may_be_255_arbitrary_bytes(here: Path, folder: Folder) -> None:
+    every = bytes(value for value in range(1, 256) if value != ord("/"))
+    names = {every, b"\xff" * 255, b"\n" * 255, "\N{SNOWMAN}".encode() * 85, b" ", b"...", b".versions2", b"-rf", b"*"}
+    for name in names:
+        with opened(os.fsencode(here) + b"/" + name, os.O_CREAT | os.O_EXCL | os.O_WRONLY) as fd:
+            os.write(fd, name)
+    folder.remount()
+    assert set(os.listdir(os.fsencode(here))) == names
+    for name in names:
+        with opened(os.fsencode(here) + b"/" + name, os.O_RDONLY) as fd:
+            assert os.read(fd, 300) == name
+    for number, call in enumerate((os.mkdir, os.mkfifo, os.unlink, os.lstat)):
+        with fails_with(errno.ENAMETOOLONG):
+            call(os.fsencode(here) + b"/" + b"n" * (256 + number))
+
+
+def test_paths_may_be_4096_bytes(here: Path, folder: Folder) -> None:
+    room = 4095 - len(os.fsencode(here))
+    parts = ["d" * 199] * (room // 200 - 1)
+    last = "f" * (room - 200 * len(parts) - 1)
+    if len(last) > 255:
+        parts, last = [*parts, "e" * 99], last[:-100]
+    directory = here.joinpath(*parts)
+    directory.mkdir(parents=True)
+    path = f"{directory}/{last}"
+    assert len(path) == 4095
+    Path(path).write_text("deep")
+    folder.remount()
+    assert Path(path).read_text() == "deep"
+    with fails_with(errno.ENAMETOOLONG):
+        os.stat(path + "x")
+    Path(path).rename(here / "shallow")
+    assert (here / "shallow").read_text() == "deep"
+    directory.rmdir()
+
+
+def test_a_symlink_holds_4095_bytes(here: Path, folder: Folder) -> None:
+    target = "t/" * 2047 + "t"
+    (here / "link").symlink_to(target)
+    folder.remount()
+    assert os.readlink(here / "link") == target
+    assert (here / "link").lstat().st_size == 4095
+
+
+def test_a_large_directory_lists_what_stays_exactly_once_while_it_changes(here: Path) -> None:
+    count = 20_000
+    for number in range(count):
+        os.mknod(here / f"stays-{number}")
+    seen: list[str] = []
+    with os.scandir(here) as entries:
+        for step, entry in enumerate(entries):
+            seen.append(entry.name)
+            if step % 10 == 0:
+                os.mknod(here / f"comes-{step}")
+                if step % 20 == 0:
+                    os.unlink(here / f"comes-{step}")
+    stays = [name for name in seen if name.startswith("stays-")]
+    assert len(stays) == len(set(stays)) == count
+    assert len(seen) == len(set(seen))
+
+
+def test_two_listings_of_a_directory_have_the_same_order(here: Path) -> None:
+    for number in range(500):
+        (here / f"{number * 7919 % 500}").touch()
+    assert os.listdir(here) == os.listdir(here)
+
+
+def test_a_directory_can_be_emptied_while_it_is_listed(here: Path) -> None:
+    for number in range(3_000):
+        os.mknod(here / str(number))
+    with os.scandir(here) as entries:
+        for entry in entries:
+            os.unlink(entry)
+    assert os.listdir(here) == []
+    here.rmdir()
+
+
+def test_fifos_and_sockets_work(here: Path, folder: Folder) -> None:
+    os.mkfifo(here / "fifo", 0o640)
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append((here / "fifo").read_bytes()))
+    reader.start()
+    (here / "fifo").write_bytes(b"through the pipe")
+    reader.join()
+    assert received == [b"through the pipe"]
+    previous = os.open(".", os.O_RDONLY)
+    os.chdir(here)  # the address of a socket is short
+    try:
+        with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+            server.bind("socket")
+            server.listen()
+            client.connect("socket")
+            peer, _ = server.accept()
+            with peer:
+                client.sendall(b"hello")
+                assert peer.recv(5) == b"hello"
+    finally:
+        os.fchdir(previous)
+        os.close(previous)
+    folder.remount()
+    assert stat.S_ISFIFO(os.stat(here / "fifo").st_mode)
+    assert stat.S_ISSOCK(os.stat(here / "socket").st_mode)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root")
+def test_device_nodes_keep_their_numbers(here: Path, folder: Folder) -> None:
+    os.mknod(here / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    os.mknod(here / "disk", stat.S_IFBLK | 0o600, os.makedev(259, 70_000))
+    folder.remount()
+    assert (os.stat(here / "null").st_rdev, stat.S_ISCHR(os.stat(here / "null").st_mode)) == (os.makedev(1, 3), True)
+    assert os.stat(here / "disk").st_rdev == os.makedev(259, 70_000)
+
+
+def test_rename_replaces_what_posix_lets_it_replace(here: Path) -> None:
+    for name in "file", "other":
+        (here / name).write_text(name)
+    for name in "directory", "empty", "full/inner":
+        (here / name).mkdir(parents=True)
+    with fails_with(errno.EISDIR):
+        os.rename(here / "file", here / "empty")
+    with fails_with(errno.ENOTDIR):
+        os.rename(here / "directory", here / "file")
+    with fails_with(errno.ENOTEMPTY):
+        os.rename(here / "directory", here / "full")
+    with fails_with(errno.EINVAL):
+        os.rename(here / "full", here / "full/inner/below")
+    with fails_with(errno.ENOENT):
+        os.rename(here / "absent", here / "file")
+    os.rename(here / "full", here / "empty")
+    os.rename(here / "file", here / "other")
+    os.link(here / "other", here / "same")
+    os.rename(here / "other", here / "same")
+    assert sorted(os.listdir(here)) == ["directory", "empty", "other", "same"]
+    assert (here / "other").read_text() == "file"
+    assert os.listdir(here / "empty") == ["inner"]
+
+
+def test_rename_noreplace_and_exchange(here: Path, folder: Folder) -> None:
+    (here / "a").write_text("a")
+    (here / "b/c").mkdir(parents=True)
+    with fails_with(errno.EEXIST):
+        renameat2(here / "a", here / "b", RENAME_NOREPLACE)
+    renameat2(here / "a", here / "b/a", RENAME_NOREPLACE)
+    renameat2(here / "b/a", here / "b/c", RENAME_EXCHANGE)
+    folder.remount()
+    assert (here / "b/c").read_text() == "a"
+    assert (here / "b/a").is_dir()
+    with fails_with(errno.ENOENT):
+        renameat2(here / "b", here / "absent", RENAME_EXCHANGE)
+    with fails_with(errno.EINVAL):
+        renameat2(here / "b", here / "b/a", RENAME_EXCHANGE)
+
+
+def test_times_are_kept_to_the_nanosecond(here: Path, folder: Folder) -> None:
+    times = [(0, 1), (1_234_567_890_123_456_789, 987_654_321_987_654_321), (-5_000_000_001, 4_500_000_000_999_999_999)]
+    for number, pair in enumerate(times):
+        (here / str(number)).touch()
+        os.utime(here / str(number), ns=pair)
+    folder.remount()
+    assert [((now := os.stat(here / str(n))).st_atime_ns, now.st_mtime_ns) for n in range(3)] == times
+
+
+def test_extended_attributes_are_kept(here: Path, folder: Folder) -> None:
+    path = here / "file"
+    path.touch()
+    os.setxattr(path, "user.text", b"value")
+    os.setxattr(path, b"user.\xff", bytes(range(256)))
+    os.setxattr(path, "user.empty", b"")
+    os.setxattr(here, "user.directory", b"too")
+    with fails_with(errno.EEXIST):
+        os.setxattr(path, "user.text", b"x", os.XATTR_CREATE)
+    with fails_with(errno.ENODATA):
+        os.setxattr(path, "user.absent", b"x", os.XATTR_REPLACE)
+    with fails_with(errno.ENODATA):
+        os.removexattr(path, "user.absent")
+    with fails_with(errno.ENODATA):
+        os.getxattr(path, "user.absent")
+    os.setxattr(path, "user.text", b"other", os.XATTR_REPLACE)
+    folder.remount()
+    assert {name: os.getxattr(path, name) for name in os.listxattr(path)} == {
+        "user.text": b"other",
+        os.fsdecode(b"user.\xff"): bytes(range(256)),
+        "user.empty": b"",
+    }
+    os.removexattr(path, "user.text")
+    assert "user.text" not in os.listxattr(path)
+    assert os.listxattr(here) == ["user.directory"]
+
+
+def test_hard_links_are_one_file(here: Path, folder: Folder) -> None:
+    (here / "one").write_text("one")
+    os.link(here / "one", here / "two")
+    (here / "two").write_text("changed")
+    os.chmod(here / "one", 0o611)
+    folder.remount()
+    assert (here / "one").read_text() == "changed"
+    one, two = os.stat(here / "one"), os.stat(here / "two")
+    assert (one.st_ino, one.st_nlink, stat.S_IMODE(two.st_mode)) == (two.st_ino, 2, 0o611)
+    (here / "one").unlink()
+    assert os.stat(here / "two").st_nlink == 1
+    with fails_with(errno.EPERM):
+        os.link(here, here.with_name(here.name + "-link"))
+
+
+def test_inode_numbers_survive_a_remount(here: Path, folder: Folder) -> None:
+    for name in "abc":
+        (here / name).touch()
+    before = [(here / name).stat().st_ino for name in "abc"]
+    folder.remount()
+    assert [(here / name).stat().st_ino for name in "abc"] == before
+    assert {entry.name: entry.inode() for entry in os.scandir(here)} == dict(zip("abc", before, strict=True))
+
+
+def test_statfs_tells_the_truth(here: Path) -> None:
+    facts = os.statvfs(here)
+    assert facts.f_namemax == 255
+    assert facts.f_bsize >= 512
+    assert 0 < facts.f_bavail <= facts.f_bfree <= facts.f_blocks
+    subprocess.run(["df", here], check=True, capture_output=True)
+
+
+def test_directory_link_counts_allow_find_to_optimise(here: Path) -> None:
+    for name in "ab":
+        (here / name / "below").mkdir(parents=True)
+    assert here.stat().st_nlink in (1, 4)
+    (here / "a/below").rmdir()
+    (here / "a").rmdir()
+    assert here.stat().st_nlink in (1, 3)
+
+
+def test_setgid_directories_hand_down_their_group(here: Path) -> None:
+    os.chown(here, 0, 1234)
+    os.chmod(here, 0o2775)
+    (here / "directory").mkdir()
+    (here / "file").touch()
+    assert (here / "directory").stat().st_gid == (here / "file").stat().st_gid == 1234
+    assert (here / "directory").stat().st_mode & stat.S_ISGID
+
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def as_nobody(here: Path) -> Callable[[str], str]:
+    """Runs a line of Python as an unprivileged user; its value is the name of the errno it fails with, or ''."""
+    if os.geteuid() != 0:
+        pytest.skip("another user needs root")
+
+    def call(line: str) -> str:
+        script = (
+            "import errno, os, sys\nos.chdir(sys.argv[1])\nos.setgroups([])\n"
+            f"os.setresgid({NOBODY}, {NOBODY}, {NOBODY})\nos.setresuid({NOBODY}, {NOBODY}, {NOBODY})\n"
+            f"try:\n    {line}\nexcept OSError as error:\n    print(errno.errorcode[error.errno])\n"
+        )
+        result = subprocess.run([sys.executable, "-ISc", script, here], capture_output=True, text=True, check=True)
+        return result.stdout.strip()
+
+    return call
+
+
+def test_modes_keep_other_users_out(here: Path, as_nobody: Callable[[str], str]) -> None:
+    os.chmod(here, 0o755)
+    (here / "secret").write_text("x")
+    os.chmod(here / "secret", 0o600)
+    (here / "public").write_text("x")
+    (here / "closed").mkdir(0o700)
+    (here / "closed/file").touch()
+    (here / "open").mkdir()
+    os.chmod(here / "open", 0o1777)
+    (here / "open/of-root").touch()
+    assert as_nobody("open('secret')") == "EACCES"
+    assert as_nobody("open('public').read()") == ""
+    assert as_nobody("open('public', 'w')") == "EACCES"
+    assert as_nobody("open('new', 'w')") == "EACCES"
+    assert as_nobody("os.unlink('public')") == "EACCES"
+    assert as_nobody("os.chmod('public', 0o777)") == "EPERM"
+    assert as_nobody("os.chown('public', 1, 1)") == "EPERM"
+    assert as_nobody("os.stat('closed/file')") == "EACCES"
+    assert as_nobody("os.listdir('closed')") == "EACCES"
+    assert as_nobody("os.unlink('open/of-root')") == "EPERM"
+    assert as_nobody("open('open/mine', 'w').write('x')") == ""
+    assert as_nobody("os.utime('public')") == "EACCES"
+    assert as_nobody("os.utime('public', (1, 1))") == "EPERM"
+    mine = (here / "open/mine").stat()
+    assert (mine.st_uid, mine.st_gid) == (NOBODY, NOBODY)
+    assert as_nobody("os.unlink('open/mine')") == ""
+
+
+def test_writing_as_another_user_takes_the_setuid_bit_away(here: Path, as_nobody: Callable[[str], str]) -> None:
+    (here / "program").write_text("x")
+    os.chmod(here / "program", 0o4777)
+    assert as_nobody("open('program', 'a').write('more')") == ""
+    assert stat.S_IMODE((here / "program").stat().st_mode) == 0o777
+    os.chmod(here / "program", 0o4755)
+    os.chown(here / "program", NOBODY, NOBODY)
+    assert stat.S_IMODE((here / "program").stat().st_mode) == 0o755
