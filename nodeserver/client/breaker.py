@@ -13,9 +13,9 @@ from nodeserver.client.errors import CircuitOpen, ClientError
 
 FAILURES = 5
 """Failures in a row that open the circuit."""
-FIRST = 1.0
+FIRST = 0.5
 """Seconds it stays open the first time; twice as long each further time, jittered by a quarter."""
-LONGEST = 15.0
+LONGEST = 5.0
 """Seconds it stays open at most."""
 
 

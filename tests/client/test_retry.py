@@ -66,6 +66,11 @@ async def test_time_runs_out_within_a_try(autojump_clock: Clock) -> None:
     assert request.tries == 1
 
 
+async def test_time_runs_out_within_a_later_try(autojump_clock: Clock) -> None:
+    with pytest.raises(Refused):
+        await retried(Request(refusal(500, "", b""), seconds=7), breaker(), 10)
+
+
 @pytest.mark.parametrize("deadline", [0, -1])
 async def test_no_time_at_all(deadline: float, autojump_clock: Clock) -> None:
     with pytest.raises(DeadlineExceeded):
