@@ -48,6 +48,8 @@ class Record:
     state: str
     url: str
     bucket: str | None
+    drain_deadline: float
+    """Seconds its end waits for what is pending unless told otherwise."""
 
     @property
     def control(self) -> Path:
@@ -155,6 +157,8 @@ def _open_paths(process: Path) -> Iterator[str]:
 
 def runtime_dirs() -> list[Path]:
     """Where records can be, the place for our own first."""
+    if only := os.environ.get("MOUNTFS_RUNTIME_DIR"):
+        return [Path(only)]
     dirs = [Path(runtime) / "mountfs"] if (runtime := os.environ.get("XDG_RUNTIME_DIR")) else []
     system = Path("/run/mountfs")
     return [*dirs, system] if os.geteuid() == 0 or dirs else [state_root() / "run", system]
@@ -177,6 +181,7 @@ def register(config: MountConfig) -> None:
         state=str(config.state),
         url=config.url,
         bucket=config.bucket,
+        drain_deadline=config.drain_deadline,
     )
     file = _record_file(runtime_dirs()[0], config.mountpoint)
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o755)

@@ -20,6 +20,9 @@ from nodeserver.protocol.wire import Bucket
 
 T = TypeVar("T")
 
+DEADLINE = 5.0
+"""Seconds a call may take: less than a mount waits, as a person does here."""
+
 
 def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that name a server."""
@@ -31,7 +34,7 @@ def ask(url: str, token: str, work: Callable[[Client], Awaitable[T]]) -> T:
     """Run ``work`` with a client. Raises ``MountError`` for whatever the server or the network says."""
 
     async def session() -> T:
-        async with connect(url, token) as client:
+        async with connect(url, token, metadata_deadline=DEADLINE) as client:
             return await work(client)
 
     try:

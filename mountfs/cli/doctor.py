@@ -160,7 +160,7 @@ def check_server(url: str, token: Callable[[], str]) -> Iterator[Finding]:
         return
     began = time.time()
     try:
-        answer = ask(url, secret, lambda client: client.server(deadline=5.0))
+        answer = ask(url, secret, lambda client: client.server())
     except MountError as error:
         yield from _explain(error.__cause__, reachable, accepted)
         return

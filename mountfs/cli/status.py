@@ -60,17 +60,8 @@ def _ask(record: mounts.Record) -> dict[str, Any]:
 
 
 def _show(status: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
     for name, value in _rows(status):
-        table.add_row(name, Text(value))
-    console = Console(soft_wrap=False)
-    console.print(table, width=console.width if console.is_terminal else 1000)
+        click.echo(f"{name:<13}{value}")
 
 
 def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:

@@ -188,7 +188,7 @@ class Mount:
         """Mount again when the daemon died and the time has come; seconds until it is worth looking again."""
         if self._pid and (status := _ended(self._pid)) is not None:
             self._pid = None
-            self.unmounted = status == 0
+            self.unmounted = status in (0, Pending.exit_code)
             if not self.unmounted:
                 log = self.config.state / launch.LOG
                 click.echo(f"the mount ended with {status}; see {log}", err=True)

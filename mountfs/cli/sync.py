@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from mountfs.cli import live
-from mountfs.config import MountConfig
 from mountfs.errors import MountError, Pending
 
 
@@ -17,8 +16,8 @@ from mountfs.errors import MountError, Pending
 @click.option("--deadline", type=click.FloatRange(0), metavar="SECONDS", help="How long to wait.")
 def command(path: Path, deadline: float | None) -> None:
     """Wait until everything under PATH (default: the current directory) is durable on the nodes."""
-    deadline = MountConfig.drain_deadline if deadline is None else deadline
     record = live.record_at(path)
+    deadline = record.drain_deadline if deadline is None else deadline
     target = Path(os.path.abspath(path.expanduser()))
     if not target.is_relative_to(record.mountpoint):
         target = Path(os.path.realpath(target))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -9,7 +10,6 @@ import click
 from mountfs import mounts
 from mountfs.cli import live
 from mountfs.cli.settings import absolute
-from mountfs.config import MountConfig
 from mountfs.errors import Busy, MountError, NotMounted, Pending
 
 
@@ -22,7 +22,6 @@ def command(mountpoint: Path, deadline: float | None, lazy: bool) -> None:
 
     What cannot be sent before the deadline is named; it stays in the journal and is sent at the next mount.
     """
-    deadline = MountConfig.drain_deadline if deadline is None else deadline
     point = absolute(mountpoint)
     record = mounts.record_of(point)
     mounted = mounts.find(point)
@@ -34,11 +33,11 @@ def command(mountpoint: Path, deadline: float | None, lazy: bool) -> None:
         mounts.unmount(point, lazy=True)
         click.echo(f"{point}: its process had died; what it had accepted is sent at the next mount", err=True)
         return
-    if not lazy and (users := [user for user in mounts.users(point) if user[0] != record.pid]):
+    if not lazy and (users := [user for user in mounts.users(point) if user[0] not in (record.pid, os.getpid())]):
         names = ", ".join(f"{name} ({pid})" for pid, name in users[:5]) + (" …" if len(users) > 5 else "")
         raise Busy(f"{point}: in use by {names}")
     try:
-        pending = live.drain(record, "stop", {}, deadline=deadline)
+        pending = live.drain(record, "stop", {}, deadline=record.drain_deadline if deadline is None else deadline)
     except NotMounted:
         # It went away while it was asked; what counts is whether it is gone.
         pending = []
