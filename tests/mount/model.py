@@ -13,7 +13,7 @@ import random
 import stat
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, NoReturn, Protocol
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -140,7 +140,7 @@ class OnDisk:
         return {name: os.getxattr(at, name, follow_symlinks=False) for name in names}
 
 
-class Node(NamedTuple):
+class Sight(NamedTuple):
     """All there is to see of one path."""
 
     mode: str
@@ -154,7 +154,7 @@ class Node(NamedTuple):
     mtime: int
 
 
-Tree = dict[bytes, Node]
+Tree = dict[bytes, Sight]
 
 
 def read_tree(fs: FileSystem) -> Tree:
@@ -176,7 +176,7 @@ def read_tree(fs: FileSystem) -> Tree:
         elif kind == stat.S_IFREG:
             content = read_file(fs, path)
         directory = kind == stat.S_IFDIR
-        tree[path] = Node(
+        tree[path] = Sight(
             stat.filemode(now.st_mode),
             (now.st_uid, now.st_gid),
             0 if directory else now.st_size,
@@ -206,15 +206,25 @@ def differences(tested: Tree, real: Tree) -> list[str]:
     found = [f"{path!r}: is missing" for path in real.keys() - tested.keys()]
     found += [f"{path!r}: should not exist" for path in tested.keys() - real.keys()]
     for path in sorted(real.keys() & tested.keys()):
-        for field, has, should in zip(Node._fields, tested[path], real[path], strict=True):
+        for field, has, should in zip(Sight._fields, tested[path], real[path], strict=True):
             if field == "nlink" and has == 0:
                 continue
             if field == "mtime" and isinstance(has, int) and isinstance(should, int) and should > PAST:
                 if abs(has - should) > TOLERANCE:
                     found.append(f"{path!r}: mtime is {(has - should) / 1e9:.3f} s from the moment of the change")
+            elif field == "content" and has != should:
+                found.append(f"{path!r}: content {_first_difference(tested[path].content, real[path].content)}")
             elif has != should:
                 found.append(f"{path!r}: {field} is {_short(has)}, should be {_short(should)}")
     return found
+
+
+def _first_difference(has: bytes, should: bytes) -> str:
+    """Where two contents begin to differ, and for how long."""
+    places = [at for at, (one, other) in enumerate(zip(has, should, strict=False)) if one != other]
+    start, end = (places[0], places[-1] + 1) if places else (min(len(has), len(should)),) * 2
+    lengths = "" if len(has) == len(should) else f"; {len(has)} bytes instead of {len(should)}"
+    return f"[{start}:{end}] is {_short(has[start:end])}, should be {_short(should[start:end])}{lengths}"
 
 
 def _short(value: object) -> str:
@@ -261,21 +271,36 @@ xattr_value = st.sampled_from([b"", b"value", bytes(range(256))])
 Outcome = tuple[str, object]
 
 
+class Disagreement(AssertionError):
+    """The two sides differ; the message ends with all steps of the example."""
+
+
 class Model(RuleBasedStateMachine):
     """The steps. A subclass gives ``tested`` and ``real`` and may add steps."""
 
     tested: FileSystem
     real: FileSystem
+    failures: ClassVar[list[str]] = []
+    """Of every example so far: those that happen only once, Hypothesis cannot show."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.steps: list[str] = []
         self.handles: list[tuple[int, int]] = []
         self.tree: Tree = {}
 
-    def both(self, call: Callable[[FileSystem], object], shown: str = "the result") -> None:
+    def both(self, call: Callable[[FileSystem], object]) -> None:
         """Do it on both sides and compare what comes of it."""
+        self.steps.append(_described(call))
         tested, real = _outcome(call, self.tested), _outcome(call, self.real)
-        assert tested == real, f"{shown} is {tested[0]} {_short(tested[1])}, should be {real[0]} {_short(real[1])}"
+        if tested != real:
+            self.differ(f"the result is {tested[0]} {_short(tested[1])}, should be {real[0]} {_short(real[1])}")
+
+    def differ(self, how: str) -> NoReturn:
+        """Raises Disagreement."""
+        message = "\n".join([how, "after", *self.steps])
+        self.failures.append(message)
+        raise Disagreement(message)
 
     def on_handle(self, number: int, call: Callable[[FileSystem, int], object]) -> None:
         """Do it on the same open file of both sides."""
@@ -443,11 +468,20 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def the_trees_agree(self) -> None:
         self.tree = read_tree(self.real)
-        found = differences(read_tree(self.tested), self.tree)
-        assert not found, "\n".join(found)
+        if found := differences(read_tree(self.tested), self.tree):
+            self.differ("\n".join(found))
 
     def teardown(self) -> None:
         self.close_all()
+
+
+def _described(call: Callable[[FileSystem], object]) -> str:
+    """A step in words: the name of its rule and what the rule got."""
+    variables = zip(call.__code__.co_freevars, call.__closure__ or (), strict=True)
+    values = {name: cell.cell_contents for name, cell in variables if name != "self"}
+    inner = values.pop("call", None)
+    described = f"{_described(inner)} " if inner else f"{call.__qualname__.split('.')[1]} "
+    return described + " ".join(f"{name}={_short(value)}" for name, value in values.items())
 
 
 def _outcome(call: Callable[[FileSystem], object], fs: FileSystem) -> Outcome:

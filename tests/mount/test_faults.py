@@ -184,6 +184,25 @@ def test_a_lost_answer_to_an_upload_is_made_good(setup: Setup) -> None:
     assert all((other / f"uploaded{n}").read_bytes() == body[: n * 1000] for n in range(10))
 
 
+@pytest.mark.parametrize("size", [5_000, 131_000, 400_000])
+def test_content_that_changes_while_it_goes_up_is_not_mixed_with_what_follows(size: int, setup: Setup) -> None:
+    body = os.urandom(size)
+    (setup.path / "early").touch()
+    setup.mount.sync()
+    setup.proxy.forget()
+    setup.proxy.set("delay", match=r"POST .*/commits", seconds=DATA)
+    (setup.path / f"cut{size}").write_bytes(body)
+    setup.proxy.wait_for("POST", r"/commits", mode="delay")
+    os.truncate(setup.path / f"cut{size}", 1)
+    setup.proxy.set("pass")
+    setup.mount.sync()
+    (setup.path / f"same{size}").write_bytes(body)
+    setup.mount.sync()
+    setup.mount.remount()
+    assert (setup.path / f"same{size}").read_bytes() == body
+    assert (setup.path / f"cut{size}").read_bytes() == body[:1]
+
+
 def test_a_mount_with_known_state_starts_without_the_server(setup: Setup) -> None:
     path = setup.path
     setup.mount.stop()

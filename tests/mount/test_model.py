@@ -6,11 +6,13 @@ import itertools
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Flaky
 from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
 from mountfs.config import MountConfig
@@ -18,7 +20,7 @@ from tests.conftest import MakeMount
 from tests.harness import Mount, Node
 from tests.mount.conftest import Folder
 from tests.mount.inprocess import InProcess
-from tests.mount.model import Model, OnDisk, differences, read_tree
+from tests.mount.model import Disagreement, Model, OnDisk, differences, read_tree
 
 NUMBERS = itertools.count()
 
@@ -35,6 +37,15 @@ def profile(soak: int, examples: int, steps: int) -> settings:
         phases=phases,
         suppress_health_check=list(HealthCheck),
     )
+
+
+def check(machine: Callable[[], Model], settings: settings) -> None:
+    """Run the model. Raises Disagreement, also when the same steps agree the next time."""
+    Model.failures.clear()
+    try:
+        run_state_machine_as_test(machine, settings=settings)  # type: ignore[arg-type]
+    except (Flaky, BaseExceptionGroup):
+        raise Disagreement("\n\n".join(["not every time:", *Model.failures])) from None
 
 
 class OnPlain(Model):
@@ -67,12 +78,14 @@ class OnMount(OnPlain):
     def remount(self, sig: signal.Signals) -> None:
         assert self.folder.mount
         self.close_all()
+        self.steps.append(f"remount {sig.name}")
         self.folder.mount.remount(sig)
 
     @precondition(lambda self: bool(self.folder.node))
     @rule(sig=st.sampled_from([signal.SIGTERM, signal.SIGKILL]))
     def restart_the_server(self, sig: signal.Signals) -> None:
         assert self.folder.node
+        self.steps.append(f"restart the server {sig.name}")
         self.folder.node.restart(sig)
 
     def teardown(self) -> None:
@@ -83,7 +96,8 @@ class OnMount(OnPlain):
         self.second.stop()
         shutil.rmtree(self.second.state)
         found = differences(seen, read_tree(self.real))
-        assert not found, "a second mount with an empty state sees:\n" + "\n".join(found)
+        if found:
+            self.differ("\n".join(["a second mount with an empty state sees:", *found]))
         super().teardown()
 
 
@@ -101,6 +115,7 @@ class OnVfs(Model):
     @rule(drain=st.booleans())
     def restart(self, drain: bool) -> None:
         self.close_all()
+        self.steps.append(f"restart {drain=}")
         self.vfs.restart(drain=drain)
 
     def teardown(self) -> None:
@@ -120,7 +135,7 @@ def test_random_operations_agree_with_a_real_directory(
         return OnMount(folder, tmp_path, second) if second else OnPlain(folder, tmp_path)
 
     second = make_module_mount(folder.node, "programs", start=False) if folder.node else None
-    run_state_machine_as_test(machine, settings=profile(soak, examples=20, steps=50))  # type: ignore[arg-type]
+    check(machine, profile(soak, examples=20, steps=50))
 
 
 @needs_root
@@ -136,4 +151,4 @@ def test_random_operations_without_fuse_agree_with_a_real_directory(
         settle=0.05,
     )
     config.state.mkdir()
-    run_state_machine_as_test(lambda: OnVfs(config, tmp_path), settings=profile(soak, examples=100, steps=50))  # type: ignore[arg-type]
+    check(lambda: OnVfs(config, tmp_path), profile(soak, examples=100, steps=50))
