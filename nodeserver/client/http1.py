@@ -59,8 +59,8 @@ def parse_head(data: bytes, method: str) -> Head:
     length = None if chunked else _length(fields.get(b"content-length"))
     if method == "HEAD" or status < 200 or status in (204, 304):
         length, chunked = 0, False
-    connection = fields.get(b"connection", b"").lower()
-    persistent = connection != b"close" if status_line[1] == b"1" else connection == b"keep-alive"
+    connection = [token.strip() for token in fields.get(b"connection", b"").lower().split(b",")]
+    persistent = b"close" not in connection and (status_line[1] == b"1" or b"keep-alive" in connection)
     return Head(status, headers, length, chunked, persistent and (chunked or length is not None))
 
 

@@ -66,10 +66,9 @@ class Transport(httpx.AsyncBaseTransport):
         connection = self._kept(origin) or await self._connect(request.url)
         try:
             head, answer = await connection.exchange(request, body)
-        except BaseException as error:
+        except BaseException:
             connection.abort()
-            if isinstance(error, httpx.TransportError):
-                self._drop(origin)  # whatever ended this one may have ended the others
+            self._drop(origin)  # whatever broke or stalled this one may have done so to the others
             raise
         if head.keep_alive and not self._closed:
             self._put_back(origin, connection)

@@ -37,6 +37,7 @@ def test_answer() -> None:
         ([b"HTTP/1.1 200 OK", b"Transfer-Encoding: Chunked"], None, True, True),
         ([b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked", b"Content-Length: 5"], None, True, True),
         ([b"HTTP/1.1 200 OK", b"Content-Length: 5", b"Connection: Close"], 5, False, False),
+        ([b"HTTP/1.1 200 OK", b"Content-Length: 5", b"Connection: x, close"], 5, False, False),
         ([b"HTTP/1.0 200 OK", b"Content-Length: 5"], 5, False, False),
         ([b"HTTP/1.0 200 OK", b"Content-Length: 5", b"Connection: keep-alive"], 5, False, True),
     ],

@@ -29,7 +29,7 @@ from .backends import both
 from .servers import RawServer, answering, read_request
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-PROMPT = 1.0
+PROMPT = 2.0
 """Seconds that what is immediate takes at most, on a slow machine."""
 
 
