@@ -59,7 +59,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def here(request: pytest.FixtureRequest, folder: Folder) -> Path:
     """A new directory in the shared folder, named after the test."""
     if folder.mount and not folder.mount.alive:
-        folder.mount.remount()
+        folder.mount.destroy()
+        folder.mount.start()
     path = folder.path / re.sub(r"\W+", "-", request.node.name)[:100]
     path.mkdir()
     return path

@@ -63,7 +63,7 @@ def test_a_symlink_holds_4095_bytes(here: Path, folder: Folder) -> None:
 
 
 def test_a_large_directory_lists_what_stays_exactly_once_while_it_changes(here: Path) -> None:
-    count = 20_000
+    count = 10_000
     for number in range(count):
         os.mknod(here / f"stays-{number}")
     seen: list[str] = []
