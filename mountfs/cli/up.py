@@ -49,8 +49,11 @@ def command(mountpoint: Path, data: Path | None, cache_size: int | None, mount_o
             click.echo(f"Your folder is {point}; the directories in it are buckets.")
             click.echo("Ctrl-C stops; your files stay.")
             launch.notify("READY=1")
-            while not signals.stop and not mount.unmounted:
-                signals.wait(min(server.tend(), mount.tend()))
+            while not signals.stop:
+                pause = min(server.tend(), mount.tend())
+                if mount.unmounted:
+                    break
+                signals.wait(pause)
             launch.notify("STOPPING=1")
             mount.stop()
 
