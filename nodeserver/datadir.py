@@ -51,7 +51,7 @@ class DataDir:
         if found.format > FORMAT:
             raise NewerFormat(f"{path} has format {found.format}, this release knows up to {FORMAT}")
         self.chunks = path / "chunks"
-        self.metadata_url = f"sqlite+aiosqlite:///{path / 'metadata.sqlite'}"
+        self.metadata_url = f"sqlite:///{path / 'metadata.sqlite'}"
 
     def keys(self) -> Keys:
         """The signing key, made at the first start, as ``admin.token`` is. Raises ``Damaged``, ``OSError``."""

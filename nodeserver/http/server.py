@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -24,6 +25,8 @@ from nodeserver.metadata.store import Metadata
 from nodeserver.workers.purge import Purge
 
 BACKLOG = 1024
+GC_THRESHOLD = 100_000
+"""Objects that come before garbage is looked for; a page of a listing is tens of thousands."""
 GRACE = 30.0
 """Seconds that requests in flight get to finish when the server stops."""
 
@@ -91,7 +94,8 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests in flight are finished, waiting long polls answered at once.
 
-    Takes ``listener`` over. Calls ``ready`` with the URL once requests are answered. Leaves ``metadata`` and ``chunks`` open.
+    Takes ``listener`` over. Calls ``ready`` with the URL once requests are answered. Leaves ``metadata`` and
+    ``chunks`` open.
     """
     purge = Purge(metadata, chunks)
     services = Services(node=node, metadata=metadata, chunks=chunks, keys=keys, purge=purge)
@@ -101,6 +105,8 @@ async def serve(
         serving = tasks.create_task(server.serve())
         await _first_answer(*address)
         stop = _on_signal()
+        gc.freeze()  # what is there now stays; scanning it again and again doubles the time of a large listing
+        gc.set_threshold(GC_THRESHOLD)
         ready(url)
         notify_systemd("READY=1")
         await asyncio.wait([serving, stop], return_when=asyncio.FIRST_COMPLETED)

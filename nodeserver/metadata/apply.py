@@ -45,7 +45,8 @@ def apply(tree: Tree, commit: Commit, *, time_ns: int, quota: int | None = None)
     for op in commit.ops:
         _collect(op, ids, places, versions)
     tree.load(ids, places)
-    tree.load_versions([*versions, *(inode.version for id_ in ids if (inode := tree.inode(id_)))])
+    written = (tree.inode(op.file) for op in commit.ops if isinstance(op, Write))
+    tree.load_versions([*versions, *(inode.version for inode in written if inode)])
     return _Batch(tree, printable(commit.client_name, commit.client), time_ns, quota).run(commit.ops)
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+READERS = 4
+"""Read transactions at a time."""
 BUSY_TIMEOUT = 30.0
 """Seconds to wait for another process that holds SQLite's write lock, such as a backup."""
 
@@ -26,8 +27,8 @@ class UnusableUrl(ValueError):
 class Database:
     """An engine and its transactions, for functions that take a ``Connection`` first.
 
-    ``read`` sees one snapshot. ``write`` is durable when it returns. Functions run in a greenlet of the event loop,
-    each statement on a thread of its connection.
+    ``read`` sees one snapshot. ``write`` is durable when it returns. A transaction runs as a whole on a thread: a hop
+    there and back for each statement, as asynchronous drivers make them, costs more than the statements do.
     """
 
     def __init__(self, url: str) -> None:
@@ -36,32 +37,40 @@ class Database:
             parsed = make_url(url)
         except ArgumentError as error:
             raise UnusableUrl(f"{url!r} is not a database URL") from error
-        if parsed.drivername != "sqlite+aiosqlite" or not parsed.database or parsed.database == ":memory:":
-            raise UnusableUrl(f"{url!r} is not supported: sqlite+aiosqlite:///PATH is")
-        self._engine = create_async_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT, "cached_statements": 256})
-        _configure_sqlite(self._engine.sync_engine)
-        self._one_writer = asyncio.Lock()  # SQLite has room for one, and lets others poll
+        if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+            raise UnusableUrl(f"{url!r} is not supported: sqlite:///PATH is")
+        arguments = {"timeout": BUSY_TIMEOUT, "cached_statements": 256}
+        self._engine = create_engine(parsed.set(drivername="sqlite"), connect_args=arguments)
+        _configure_sqlite(self._engine)
+        self._writer = ThreadPoolExecutor(1, "metadata-writer")  # SQLite has room for one, and lets others poll
+        self._readers = ThreadPoolExecutor(READERS, "metadata-reader")
 
     async def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``function(connection, …)`` in a read transaction."""
-        async with self._engine.connect() as connection:
-            return await connection.run_sync(function, *args, **kwargs)
+
+        def transaction() -> T:
+            with self._engine.connect() as connection:
+                return function(connection, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._readers, transaction)
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``function(connection, …)`` in a write transaction, committed when it returns."""
-        async with self._writing() as connection:
-            return await connection.run_sync(function, *args, **kwargs)
+
+        def transaction() -> T:
+            with self._engine.connect().execution_options(write=True) as connection, connection.begin():
+                return function(connection, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._writer, transaction)
 
     async def close(self) -> None:
-        """Close all connections."""
-        await self._engine.dispose()
+        """Finish the transactions that were begun and close all connections."""
+        await asyncio.to_thread(self._close)
 
-    @contextlib.asynccontextmanager
-    async def _writing(self) -> AsyncIterator[AsyncConnection]:
-        async with self._one_writer, self._engine.connect() as connection:
-            await connection.execution_options(write=True)
-            async with connection.begin():
-                yield connection
+    def _close(self) -> None:
+        for pool in (self._writer, self._readers):
+            pool.shutdown()
+        self._engine.dispose()
 
 
 def is_full(error: OperationalError) -> bool:
@@ -70,7 +79,7 @@ def is_full(error: OperationalError) -> bool:
     return code == "SQLITE_FULL" or code in ("SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_FSYNC")
 
 
-def _configure_sqlite(engine: Any) -> None:
+def _configure_sqlite(engine: Engine) -> None:
     """Real transactions from BEGIN on, an fsync for each commit, foreign keys left to the code."""
 
     @event.listens_for(engine, "connect")

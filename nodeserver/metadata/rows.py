@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Row, Table, and_, bindparam, delete, insert, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Delete,
+    Dialect,
+    Insert,
+    Row,
+    Select,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    select,
+    update,
+)
 
 from nodeserver.metadata import tables
 from nodeserver.metadata.tables import LIVE
@@ -28,6 +46,20 @@ _inode_values = attrgetter(*(column.name for column in INODE))
 _version_values = attrgetter(*(column.name for column in VERSION))
 
 
+def _by_ids(table: Table, columns: Sequence[Any]) -> Select[Any]:
+    wanted: BindParameter[list[bytes]] = bindparam("ids", expanding=True)
+    return select(*columns).where(table.c.bucket == bindparam("bucket"), table.c.id.in_(wanted))
+
+
+_INODES, _VERSIONS = _by_ids(tables.file, INODE), _by_ids(tables.version, VERSION)
+_ENTRIES = select(tables.entry.c.name, tables.entry.c.file, tables.entry.c.since_seq).where(
+    tables.entry.c.bucket == bindparam("bucket"),
+    tables.entry.c.parent == bindparam("parent"),
+    tables.entry.c.until_seq == LIVE,
+    tables.entry.c.name.in_(bindparam("names", expanding=True)),
+)
+
+
 class Rows:
     """The ``Source`` of one bucket's trees."""
 
@@ -36,21 +68,20 @@ class Rows:
         self._bucket = bucket
 
     def inodes(self, ids: Iterable[FileId]) -> Mapping[FileId, Inode]:
-        return {row.id: Inode(*tuple(row)) for row in self._by_id(tables.file, INODE, ids)}
+        return {row.id: Inode(*tuple(row)) for row in self._by_id(_INODES, ids)}
 
     def versions(self, ids: Iterable[VersionId]) -> Mapping[VersionId, Version]:
-        return {row.id: Version(*tuple(row)) for row in self._by_id(tables.version, VERSION, ids)}
+        return {row.id: Version(*tuple(row)) for row in self._by_id(_VERSIONS, ids)}
 
     def entries(self, places: Iterable[Place]) -> Mapping[Place, Held]:
         names = defaultdict(list)
         for parent, name in places:
             names[parent].append(name)
-        entry, found = tables.entry.c, {}
+        found = {}
         for parent, wanted in names.items():
-            here = and_(entry.bucket == self._bucket, entry.parent == parent, entry.until_seq == LIVE)
             for some in _slices(wanted):
-                query = select(entry.name, entry.file, entry.since_seq).where(here, entry.name.in_(some))
-                for name, file, since in self._connection.execute(query):
+                values = {"bucket": self._bucket, "parent": parent, "names": some}
+                for name, file, since in self._connection.execute(_ENTRIES, values):
                     found[parent, name] = Held(file, since)
         return found
 
@@ -73,10 +104,9 @@ class Rows:
         ).first()
         return (row.parent, row.name) if row else None
 
-    def _by_id(self, table: Table, columns: Sequence[Any], ids: Iterable[bytes]) -> Iterator[Row[Any]]:
+    def _by_id(self, query: Select[Any], ids: Iterable[bytes]) -> Iterator[Row[Any]]:
         for some in _slices(ids):
-            query = select(*columns).where(table.c.bucket == self._bucket, table.c.id.in_(some))
-            yield from self._connection.execute(query)
+            yield from self._connection.execute(query, {"bucket": self._bucket, "ids": some})
 
 
 def write_back(
@@ -84,57 +114,47 @@ def write_back(
 ) -> dict[Place, FileId | None]:
     """Store what commit ``seq`` did to ``tree``; returns the entries that changed and what they name now."""
     moved = tree.moved()
-    ended = [
-        {"b_bucket": bucket, "b_parent": parent, "b_name": name, "b_until": LIVE, "until_seq": seq}
-        for parent, name in moved
-        if tree.before[parent, name]
-    ]
-    begun = [
-        {"bucket": bucket, "parent": place[0], "until_seq": LIVE, "name": place[1], "file": file, "since_seq": seq}
-        for place, file in moved.items()
-        if file is not None
-    ]
-    stamp = {"bucket": bucket, "seq": seq, "committed_ns": time_ns, "client": client, "author": author}
-    versions = [_named(VERSION, _version_values(version)) | stamp for version in tree.written.values()]
+    ended = [(seq, bucket, parent, LIVE, name) for (parent, name) in moved if tree.before[parent, name]]
+    begun = [(bucket, parent, LIVE, name, file, seq) for (parent, name), file in moved.items() if file is not None]
+    stamp = (client, author, seq, time_ns)
     _many(connection, _END_ENTRY, ended)
-    _many(connection, insert(tables.entry), begun)
-    _many(connection, insert(tables.file), _inode_rows(bucket, tree.created.values()))
-    _many(connection, _UPDATE_FILE, [_as_key(row) for row in _inode_rows(bucket, tree.changed.values())])
-    _many(connection, _DELETE_VERSION, [{"b_bucket": bucket, "b_id": id_} for id_ in tree.replaced])
-    _many(connection, insert(tables.version), versions)
+    _many(connection, _INSERT_ENTRY, begun)
+    _many(connection, _INSERT_FILE, [(bucket, *_inode_values(inode)) for inode in tree.created.values()])
+    _many(connection, _UPDATE_FILE, [(*_inode_values(inode)[1:], bucket, inode.id) for inode in tree.changed.values()])
+    _many(connection, _DELETE_VERSION, [(bucket, id_) for id_ in tree.replaced])
+    written = tree.written.values()
+    _many(connection, _INSERT_VERSION, [(bucket, *_version_values(version), *stamp) for version in written])
     return moved
 
 
-_END_ENTRY = update(tables.entry).where(
-    tables.entry.c.bucket == bindparam("b_bucket"),
-    tables.entry.c.parent == bindparam("b_parent"),
-    tables.entry.c.until_seq == bindparam("b_until"),
-    tables.entry.c.name == bindparam("b_name"),
-)
-_UPDATE_FILE = update(tables.file).where(
-    tables.file.c.bucket == bindparam("b_bucket"), tables.file.c.id == bindparam("b_id")
-)
-_DELETE_VERSION = delete(tables.version).where(
-    tables.version.c.bucket == bindparam("b_bucket"), tables.version.c.id == bindparam("b_id")
-)
+def _key(table: Table, *names: str) -> ColumnElement[bool]:
+    return and_(*(table.c[name] == bindparam(f"key_{name}") for name in names))
 
 
-def _many(connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> None:
+# Their parameters are the columns in the order of the tables; of an update the new values, then the key.
+_INSERT_ENTRY, _INSERT_FILE, _INSERT_VERSION = insert(tables.entry), insert(tables.file), insert(tables.version)
+_END_ENTRY = (
+    update(tables.entry)
+    .where(_key(tables.entry, "bucket", "parent", "until_seq", "name"))
+    .values(until_seq=bindparam("until_seq"))
+)
+_UPDATE_FILE = (
+    update(tables.file)
+    .where(_key(tables.file, "bucket", "id"))
+    .values({column: bindparam(column.name) for column in INODE if column.name != "id"})
+)
+_DELETE_VERSION = delete(tables.version).where(_key(tables.version, "bucket", "id"))
+
+
+def _many(connection: Connection, statement: Insert | Update | Delete, rows: list[tuple[Any, ...]]) -> None:
+    """Execute for each row. Past the compiler: checking and naming each value costs more than SQLite's work."""
     if rows:
-        connection.execute(statement, rows)
+        connection.exec_driver_sql(_text(statement, connection.dialect), rows)
 
 
-def _inode_rows(bucket: int, inodes: Iterable[Inode]) -> list[dict[str, Any]]:
-    return [_named(INODE, _inode_values(inode)) | {"bucket": bucket} for inode in inodes]
-
-
-def _as_key(row: dict[str, Any]) -> dict[str, Any]:
-    row["b_bucket"], row["b_id"] = row.pop("bucket"), row.pop("id")
-    return row
-
-
-def _named(columns: Sequence[Any], values: Iterable[Any]) -> dict[str, Any]:
-    return dict(zip((column.name for column in columns), values, strict=True))
+@functools.cache
+def _text(statement: Insert | Update | Delete, dialect: Dialect) -> str:
+    return str(statement.compile(dialect=dialect))
 
 
 def _slices(values: Iterable[T]) -> Iterator[list[T]]:
