@@ -15,11 +15,13 @@ import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
-
-import trio
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from mountfs.errors import MountError, NotMounted
+
+if TYPE_CHECKING:
+    # Only the serving side needs it at run time; importing it takes longer than most commands do.
+    import trio
 
 Params = dict[str, Any]
 Handler = Callable[[Params], Awaitable[dict[str, Any]]]
@@ -81,21 +83,26 @@ async def serve(
     path: Path,
     handlers: Mapping[str, Handler],
     *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[None] | None = None,
 ) -> None:
     """Answer commands on the socket ``path`` until cancelled; ``task_status`` tells that it listens.
 
     A handler's ``MountError`` is the caller's answer. Any other exception is too, and is logged; neither ends the
     service. A handler that ends the mount still gets its answer sent.
     """
+    import trio
+
     with _listening(path) as sock:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-        task_status.started()
+        if task_status is not None:
+            task_status.started()
         await trio.serve_listeners(partial(_converse, handlers), [listener])
 
 
 async def _converse(handlers: Mapping[str, Handler], stream: trio.SocketStream) -> None:
     """Answer one client's requests until it hangs up."""
+    import trio
+
     buffer = b""
     with contextlib.suppress(trio.BrokenResourceError):
         async with stream:
