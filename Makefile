@@ -22,8 +22,9 @@ DEBS := $(RUN_DEBS)
 
 setup: $(VENV)/.setup
 run: setup
-	@# A process group of its own, so that Ctrl-C reaches mountfs and not make, and the exit code is mountfs'.
-	@if [ -t 0 ]; then set -m; fi; $(BIN)/mountfs up "$(MOUNTPOINT)"; exit $$?
+	@# At a terminal a process group of its own, so that Ctrl-C reaches mountfs and not make, and the exit code is 0.
+	@[ -t 0 ] || exec $(BIN)/mountfs up "$(MOUNTPOINT)"; \
+	set -m; setpriv --pdeathsig TERM $(BIN)/mountfs up "$(MOUNTPOINT)"; exit $$?
 
 test: DEBS := $(RUN_DEBS) $(TEST_DEBS)
 test: $(VENV)/.test

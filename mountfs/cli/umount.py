@@ -29,7 +29,9 @@ def command(mountpoint: Path, deadline: float | None, lazy: bool) -> None:
         raise NotMounted(f"{mountpoint}: not a mountfs mount")
     if not record or not record.running:
         if mounted and mounts.probe(point) != "dead":
-            raise MountError(f"{mountpoint}: mounted by a process of another user; unmount as that user")
+            raise MountError(
+                f"{mountpoint}: its process is not known here: unmount as its user, or with fusermount3 -u"
+            )
         mounts.unmount(point, lazy=True)
         click.echo(f"{point}: its process had died; what it had accepted is sent at the next mount", err=True)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 import mountfs.cli.main
 import nodeserver.cli
-from mountfs.cli import options
+from mountfs.cli import options, settings
 from mountfs.errors import Busy, MountError, NotMounted, Pending
 from tests.harness import BIN
 
@@ -103,6 +104,29 @@ def test_documents_mention_every_command(document: str) -> None:
 def test_links_of_the_readme_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^):]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / target).exists(), target
+
+
+def test_the_example_of_the_configuration_file_works(home: Path) -> None:
+    example = _section(manual("mountfs.toml.5"), "EXAMPLES").partition(".Bd -literal -offset indent\n")[2]
+    (home / "config/mountfs").mkdir()
+    (home / "config/mountfs/config.toml").write_text(example.partition(".Ed")[0])
+    found = settings.from_files("http://store:7070", "photos", Path("/home/me/Archive"))
+    assert found == {
+        "cache_size": 20 << 30,
+        "token_file": "~/.config/mountfs/store.token",
+        "close": "cluster",
+        "ro": True,
+    }
+
+
+def test_every_requirement_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = re.findall(r"^([a-z0-9-]+)==\S+$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    assert {re.match(r"[a-z0-9-]+", name, re.IGNORECASE)[0].lower() for name in wanted} <= set(pinned)  # type: ignore[index]
 
 
 @pytest.mark.parametrize("unit", ["nodeserver.service", "mountfs@.service"])

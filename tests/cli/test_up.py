@@ -163,7 +163,9 @@ def test_what_a_killed_one_left_is_taken_over(start: Start, home: Path) -> None:
     assert up.stop() == 0
 
 
-def test_ctrl_c_at_make_run_ends_it_with_0(tmp_path: Path, home: Path) -> None:
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout in which ``make setup`` has nothing to do."""
     checkout = tmp_path / "checkout"
     (checkout / ".venv").mkdir(parents=True)
     (checkout / ".venv/bin").symlink_to(BIN)
@@ -172,24 +174,44 @@ def test_ctrl_c_at_make_run_ends_it_with_0(tmp_path: Path, home: Path) -> None:
         shutil.copy(ROOT / name, checkout / name)
     for stamp in f".made-in{re.sub('/', '_', str(checkout))}", ".setup":
         (checkout / ".venv" / stamp).touch()
+    return checkout
+
+
+@pytest.fixture
+def make_run(checkout: Path, home: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """``make run`` with the folder ``Buckets``, ready, and the terminal it runs at."""
     controller, terminal = os.openpty()
     with subprocess.Popen(
-        ["setsid", "--ctty", "make", "run", f"MOUNTPOINT={tmp_path}/Buckets"],
+        ["setsid", "--ctty", "make", "run", f"MOUNTPOINT={checkout.parent}/Buckets"],
         cwd=checkout,
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
     ) as process:
         os.close(terminal)
-        try:
-            seen = b""
-            while b"Ctrl-C" not in seen:
-                seen += os.read(controller, 4096)
-            assert os.listdir(tmp_path / "Buckets") == ["files"]
-            os.write(controller, b"\x03")
-            assert process.wait(60) == 0, seen
-        finally:
-            process.kill()
-            clean(home)
-            os.close(controller)
+        seen = b""
+        while b"Ctrl-C" not in seen:
+            seen += os.read(controller, 4096)
+        yield process, controller
+        process.kill()
+        clean(home)
+        os.close(controller)
+
+
+MakeRun = tuple[subprocess.Popen[bytes], int]
+
+
+def test_ctrl_c_at_make_run_ends_it_with_0(make_run: MakeRun, tmp_path: Path) -> None:
+    process, terminal = make_run
+    assert os.listdir(tmp_path / "Buckets") == ["files"]
+    os.write(terminal, b"\x03")
+    assert process.wait(60) == 0
+    assert not is_mount(tmp_path / "Buckets")
+
+
+def test_the_folder_ends_with_the_make_that_runs_it(make_run: MakeRun, tmp_path: Path, home: Path) -> None:
+    process, _ = make_run
+    process.terminate()
+    process.wait(60)
+    eventually(lambda: server(home) is None, 30, "the server ends")
     assert not is_mount(tmp_path / "Buckets")
