@@ -65,6 +65,7 @@ async def _main(config: MountConfig, db: Database, ready: Callable[[], None]) ->
         fs = FileSystem(engine, config.options)
         await Daemon(config, fs).serve(nursery, ready)
         nursery.cancel_scope.cancel()
+        context.inodes.write_times()
         context.slabs.close()
 
 
@@ -138,7 +139,7 @@ def _make_root(engine: Engine) -> None:
     if context.inodes.get(ROOT_INO) is None:
         now = time.time_ns()
         root = Inode(
-            ROOT_INO, 0, b"", 0o40755, os.getuid(), os.getgid(), 0, 2, 0, now, now, now, 0, 0, 0, 0, b"", b"", None
+            ROOT_INO, 0, b"", 0o40755, os.getuid(), os.getgid(), 0, 2, 0, now, now, now, 0, 0, 0, b"", b"", None
         )
         with context.db.transaction():
             context.inodes.insert(root, pack_slices([]))

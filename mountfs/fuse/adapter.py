@@ -41,9 +41,8 @@ class Adapter(pyfuse3.Operations):
 
     supports_dot_lookup = True
 
-    def __init__(self, fs: FileSystem, deadline: float) -> None:
+    def __init__(self, fs: FileSystem) -> None:
         super().__init__()
-        self.deadline = deadline
         self._fs = fs
         self._options = fs.options
         self.enable_writeback_cache = fs.options.writeback

@@ -1,7 +1,9 @@
 """What wraps every FUSE handler: an error is the caller's, never the daemon's end.
 
-pyfuse3 lets an unexpected exception end the session, and cannot interrupt a handler: a stalled one
-leaves its caller unkillable. So everything becomes an errno, and everything has a deadline.
+pyfuse3 lets an unexpected exception end the session; here everything becomes an errno. It cannot
+interrupt a handler either, and a stalled one leaves its caller unkillable: whatever waits for the
+network has a deadline of its own (``sync.errors.deadline``), for a scope here would cost every
+request as much as its work.
 """
 
 from __future__ import annotations
@@ -26,9 +28,6 @@ T = TypeVar("T")
 class Guarded(Protocol):
     """What a class with guarded handlers has."""
 
-    deadline: float
-    """Seconds after which a handler gives up."""
-
     def failed(self, message: str) -> None:
         """A handler failed for a reason that is ours."""
 
@@ -36,16 +35,15 @@ class Guarded(Protocol):
 S = TypeVar("S", bound=Guarded)
 
 
-def guard(handler: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Let nothing but FUSEError out of a handler, and no call last longer than the deadline."""
+def guard(
+    handler: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Let nothing but FUSEError out of a handler."""
 
     @functools.wraps(handler)
     async def guarded(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            with trio.move_on_after(self.deadline):
-                return await handler(self, *args, **kwargs)
-            self.failed(f"{handler.__name__} took longer than {self.deadline:g} s")
-            raise pyfuse3.FUSEError(errno.EIO)
+            return await handler(self, *args, **kwargs)
         except OSError as error:
             if error.errno is None or error.errno == errno.EIO:
                 log.info("%s%r: %s", handler.__name__, _shown(args), error)

@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 MAX_TASKS = 512
 """Requests answered at the same time; stalled ones must not starve the rest."""
 READ_AHEAD_KB = 4096
-DEADLINE_SLACK = 5.0
-"""Seconds a handler has beyond the deadlines of what it waits for."""
 
 
 @contextmanager
@@ -32,8 +30,7 @@ def mounted(fs: FileSystem, mountpoint: Path, source: str) -> Iterator[None]:
     Leaving by an exception leaves the mount point dead (ENOTCONN), never an empty directory.
     Raises MountError.
     """
-    config = fs.engine.context.config
-    adapter = Adapter(fs, config.data_deadline + config.metadata_deadline + DEADLINE_SLACK)
+    adapter = Adapter(fs)
     try:
         pyfuse3.init(adapter, str(mountpoint), mount_options(fs, source))
     except RuntimeError as error:

@@ -29,6 +29,8 @@ class Cache:
         self._slabs = slabs
         self.cap = cap
         self._touched: set[bytes] = set()
+        self._loosened: set[int] = set()
+        """Slabs that lost something since the last sweep."""
         self._disk_left = 0
         self._delete_unreferenced()
 
@@ -102,6 +104,7 @@ class Cache:
             with self._db.transaction():
                 self._db.executemany("DELETE FROM chunk WHERE id = ?", [(row[0],) for row in taken])
             self.free([(slab, position, length) for _, slab, position, length in taken])
+        self.sweep()
         return before - self._slabs.used
 
     def _save_stamps(self) -> None:
@@ -115,11 +118,16 @@ class Cache:
         transaction that removed the rows, never inside it."""
         for slab, position, length in ranges:
             self._slabs.punch(slab, position, length)
-        for slab in {slab for slab, _, _ in ranges} - {self._slabs.shared}:
-            query = (
-                "SELECT EXISTS (SELECT 1 FROM chunk WHERE slab = ?1) OR EXISTS (SELECT 1 FROM staged WHERE slab = ?1)"
-            )
-            if not self._db.execute(query, (slab,)).get:
+            self._loosened.add(slab)
+
+    def sweep(self) -> None:
+        """Delete slabs that nothing refers to any more. Scans what is staged: once for many changes."""
+        loosened, self._loosened = self._loosened - {self._slabs.shared}, {self._slabs.shared} & self._loosened
+        if not loosened:
+            return
+        staged = {row[0] for row in self._db.execute("SELECT DISTINCT slab FROM staged")}
+        for slab in loosened - staged:
+            if not self._db.execute("SELECT EXISTS (SELECT 1 FROM chunk WHERE slab = ?)", (slab,)).get:
                 self._slabs.delete(slab)
 
     def size(self) -> tuple[int, int]:

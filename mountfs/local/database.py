@@ -12,6 +12,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,10 +24,10 @@ from mountfs.errors import MountError
 FORMAT = 1
 """Version of the schema below, kept in ``PRAGMA user_version``."""
 
-CHECKPOINT_PAGES = 1000
-"""Pages in the write-ahead log that wake the checkpoint thread."""
-WAL_LIMIT_PAGES = 32_000
-"""Pages at which the FUSE thread itself waits for a checkpoint, so that the log stays bounded."""
+CHECKPOINT_PAGES = 4000
+"""Pages that the write-ahead log grows by before the checkpoint thread is woken again."""
+WAL_LIMIT_PAGES = 16_000
+"""Pages at which the FUSE thread itself waits for a checkpoint, so that the log begins anew."""
 
 SCHEMA = """
 -- Facts about this state directory: client (16 bytes, our identity towards the server), server
@@ -58,10 +59,9 @@ CREATE TABLE inode (
     atime INTEGER NOT NULL,
     mtime INTEGER NOT NULL,
     ctime INTEGER NOT NULL,
-    parent INTEGER NOT NULL,        -- of a directory; 0 for everything else
+    parent INTEGER NOT NULL,        -- a directory it has a name in; 0 for the root
     complete INTEGER NOT NULL,      -- directory: every name it has is in dentry
     stale INTEGER NOT NULL,         -- the server has newer attributes or content
-    dirty INTEGER NOT NULL,         -- content changed since its last entry in the journal
     version BLOB NOT NULL,          -- head version the content below is, or was made from
     target BLOB NOT NULL,           -- of a symbolic link
     xattrs BLOB,                    -- MessagePack of a map, NULL for none
@@ -75,7 +75,6 @@ CREATE TABLE dentry (
     ino INTEGER NOT NULL,
     PRIMARY KEY (parent, name)
 ) WITHOUT ROWID;
-CREATE INDEX dentry_ino ON dentry (ino);
 
 -- Content that lies over `inode.content`: a range of a slab, of a chunk, or (neither) zeros.
 CREATE TABLE staged (
@@ -152,11 +151,13 @@ class Database:
         self.execute("PRAGMA temp_store = MEMORY")
         self.connection.set_busy_timeout(5000)
         self._migrate()
+        self._copied = 0
+        """Pages in the log when the checkpoint thread was last woken."""
         self._checkpoints = _Checkpoints(path)
         self.connection.set_wal_hook(self._on_wal)
 
     def _migrate(self) -> None:
-        (version,) = self.execute("PRAGMA user_version").get
+        version: int = self.execute("PRAGMA user_version").get
         if version > FORMAT:
             raise MountError(
                 f"{self.state} has format {version}, this mountfs knows up to {FORMAT}: use the newer mountfs"
@@ -173,6 +174,10 @@ class Database:
         """``with db.transaction():`` everything inside happens, or nothing."""
         return Transaction(self)
 
+    def nested(self) -> AbstractContextManager[None]:
+        """As :meth:`transaction`, or part of the one that is open."""
+        return nullcontext() if self.connection.in_transaction else self.transaction()
+
     def get_meta(self, key: str) -> bytes | None:
         """A fact from ``meta``, None when it was never set."""
         row = self.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -182,9 +187,12 @@ class Database:
         self.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def _on_wal(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
-        if pages > WAL_LIMIT_PAGES:
+        if pages < self._copied:
+            self._copied = 0
+        if pages > WAL_LIMIT_PAGES and self._checkpoints.idle:
             self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
-        elif pages > CHECKPOINT_PAGES:
+        elif pages > self._copied + CHECKPOINT_PAGES:
+            self._copied = pages
             self._checkpoints.wake()
         return apsw.SQLITE_OK
 
@@ -230,12 +238,15 @@ class _Checkpoints:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self.idle = True
+        """Nothing is being copied: another checkpoint would not have to wait."""
         self._wake = threading.Event()
         self._stop = False
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
+        self.idle = False
         self._wake.set()
 
     def close(self) -> None:
@@ -252,6 +263,7 @@ class _Checkpoints:
             if self._stop:
                 break
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self.idle = True
         connection.close()
 
 

@@ -35,7 +35,6 @@ class Inode(NamedTuple):
     parent: int
     complete: int
     stale: int
-    dirty: int
     version: bytes
     target: bytes
     xattrs: bytes | None
@@ -55,9 +54,12 @@ class Inode(NamedTuple):
 
 COLUMNS = ", ".join(Inode._fields)
 _JOINED = ", ".join(f"inode.{field}" for field in Inode._fields)
+TIMES_HELD = 1024
+"""Times not yet written to their rows."""
 _INSERT = f"INSERT OR REPLACE INTO inode ({COLUMNS}, content) VALUES ({', '.join('?' * (len(Inode._fields) + 1))})"  # noqa: S608
 _GET = f"SELECT {COLUMNS} FROM inode WHERE ino = ?"  # noqa: S608
-_LOOKUP = f"SELECT {_JOINED} FROM dentry JOIN inode USING (ino) WHERE dentry.parent = ? AND dentry.name = ?"  # noqa: S608
+# Not a join: SQLite prepares those anew for every value, which takes ten times as long.
+_LOOKUP = f"SELECT {COLUMNS} FROM inode WHERE ino = (SELECT ino FROM dentry WHERE parent = ? AND name = ?)"  # noqa: S608
 _LIST = (
     f"SELECT dentry.name, {_JOINED} FROM dentry JOIN inode USING (ino)"  # noqa: S608
     " WHERE dentry.parent = ? AND dentry.name > ? ORDER BY dentry.name LIMIT ?"
@@ -82,6 +84,9 @@ class Inodes:
         self._execute = db.execute
         self.root_file: bytes | None = None
         """The file that is the root of the mount, when a single bucket is mounted."""
+        self._times: dict[int, tuple[int, int]] = {}
+        """mtime and ctime by inode, newer than in the row: they change with every write and name, and are not
+        worth a page of the log each. A daemon that dies loses the last moments of them, nothing else."""
 
     def ino(self, file_id: bytes) -> int:
         """The inode number of a file."""
@@ -89,12 +94,30 @@ class Inodes:
 
     def get(self, ino: int) -> Inode | None:
         row = self._execute(_GET, (ino,)).fetchone()
-        return Inode._make(row) if row else None
+        return self._timed(Inode._make(row)) if row else None
+
+    def _timed(self, inode: Inode) -> Inode:
+        times = self._times.get(inode.ino)
+        return inode._replace(mtime=times[0], ctime=times[1]) if times else inode
+
+    def hold_times(self, ino: int, mtime: int, ctime: int) -> None:
+        """New times of an inode, to be written to its row later."""
+        self._times[ino] = (mtime, ctime)
+        if len(self._times) >= TIMES_HELD:
+            self.write_times()
+
+    def write_times(self) -> None:
+        """Write the times held to their rows."""
+        if self._times:
+            values = [(mtime, ctime, ino) for ino, (mtime, ctime) in self._times.items()]
+            self._times.clear()
+            with self._db.nested():
+                self._db.executemany("UPDATE inode SET mtime = ?, ctime = ? WHERE ino = ?", values)
 
     def lookup(self, parent: int, name: bytes) -> Inode | None:
         """The inode behind a name; None when the name is not known (or known to be UNKNOWN)."""
         row = self._execute(_LOOKUP, (parent, name)).fetchone()
-        return Inode._make(row) if row else None
+        return self._timed(Inode._make(row)) if row else None
 
     def target(self, parent: int, name: bytes) -> int | None:
         """The inode number a name has, UNKNOWN included; None without such a name."""
@@ -104,11 +127,15 @@ class Inodes:
     def page(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Inode]]:
         """Up to ``limit`` names after ``after`` in byte order, with their inodes."""
         rows = self._execute(_LIST, (parent, after, limit)).fetchall()
-        return [(row[0], Inode._make(row[1:])) for row in rows]
+        return [(row[0], self._timed(Inode._make(row[1:]))) for row in rows]
 
     def names(self, ino: int) -> list[tuple[int, bytes]]:
-        """(directory, name) pairs that lead to an inode."""
-        return list(self._execute("SELECT parent, name FROM dentry WHERE ino = ?", (ino,)))
+        """(directory, name) pairs that lead to an inode, in the directory its row knows of.
+
+        Scans that directory: not for the hot path.
+        """
+        query = "SELECT parent, name FROM dentry WHERE parent = (SELECT parent FROM inode WHERE ino = ?1) AND ino = ?1"
+        return list(self._execute(query, (ino,)))
 
     def unknown_names(self, parent: int, limit: int) -> list[bytes]:
         """Names in a directory that the server has to be asked about."""
@@ -125,20 +152,26 @@ class Inodes:
 
     def insert(self, inode: Inode, content: bytes | None) -> None:
         """Write a whole row."""
+        self._times.pop(inode.ino, None)
         self._execute(_INSERT, (*inode, content))
 
     def update(self, ino: int, **values: int | bytes | None) -> None:
         """Set the columns named."""
+        times = self._times.pop(ino, None)
+        if times:
+            values.setdefault("mtime", times[0])
+            values.setdefault("ctime", times[1])
         columns = ", ".join(f"{column} = ?" for column in values)
         self._execute(f"UPDATE inode SET {columns} WHERE ino = ?", (*values.values(), ino))  # noqa: S608
 
     def touch(self, ino: int, time_ns: int, links: int = 0) -> None:
         """A directory's names changed: mtime and ctime, and ``links`` sub-directories more."""
-        self._execute(
-            "UPDATE inode SET mtime = ?, ctime = ?, nlink = nlink + ? WHERE ino = ?", (time_ns, time_ns, links, ino)
-        )
+        self.hold_times(ino, time_ns, time_ns)
+        if links:
+            self._execute("UPDATE inode SET nlink = nlink + ? WHERE ino = ?", (links, ino))
 
     def delete(self, ino: int) -> None:
+        self._times.pop(ino, None)
         self._execute("DELETE FROM inode WHERE ino = ?", (ino,))
 
     def enter(self, parent: int, name: bytes, ino: int) -> None:
@@ -161,11 +194,11 @@ class Inodes:
         """A path from the root of the mount, for people. Empty for the root."""
         parts: list[str] = []
         while ino != ROOT_INO and len(parts) < 4096:
-            found = self._execute("SELECT parent, name FROM dentry WHERE ino = ? LIMIT 1", (ino,)).fetchone()
-            if found is None:
+            found = self.names(ino)
+            if not found:
                 parts.append(f"(deleted, inode {ino})")
                 break
-            ino, name = found
+            ino, name = found[0]
             parts.append(name.decode(errors="backslashreplace"))
         return "/".join(reversed(parts))
 
@@ -187,10 +220,10 @@ class Inodes:
             content = pack_slices(file.manifest.slices)
         elif file.size == 0 or not stat.S_ISREG(file.mode):
             content = pack_slices([])
-        is_dir = stat.S_ISDIR(file.mode)
+        self._times.pop(ino, None)
         row = Inode(
             ino, bucket, file.id, file.mode, file.uid, file.gid, file.rdev, file.nlink, file.size,
-            file.atime_ns, file.mtime_ns, file.ctime_ns, parent if is_dir else 0, complete, 0, 0,
+            file.atime_ns, file.mtime_ns, file.ctime_ns, parent, complete, 0,
             file.version, file.target, pack_xattrs(file.xattrs),
         )  # fmt: skip
         self._execute(_INSERT, (*row, content))

@@ -83,10 +83,11 @@ class Journal:
         self.count = 0
         self.open: dict[tuple[Op, int], int] = {}
         """Rows by kind and inode that nobody has taken, so that a further change can ride on them."""
+        self.held: set[int] = set()
+        """Inodes that are being written: their WRITE rows wait until they are sealed."""
         self.taken: set[int] = set()
         """Rows on their way to the server."""
-        self.added = trio.Event()
-        """Replaced by whoever waits for it; set when a row is added."""
+        self._added = trio.Event()
         self._acknowledged = trio.Event()
         self.reload()
         db.after_rollback.append(self.reload)
@@ -135,7 +136,12 @@ class Journal:
         row_id = self._db.connection.last_insert_rowid()
         self._count(Row(row_id, bucket, op, ino, parent, name, ino2, parent2, name2, time, mask), 1)
         self.open[op, ino] = row_id
-        self.added.set()
+        self._announce_added()
+
+    def _announce_added(self) -> None:
+        if self._added.statistics().tasks_waiting:
+            event, self._added = self._added, trio.Event()
+            event.set()
 
     def add_attr(self, bucket: int, ino: int, time: int, mask: Field) -> None:
         """Attributes of an inode changed: a row of its own only when no row will carry them anyway."""
@@ -148,9 +154,20 @@ class Journal:
             self.add(bucket, Op.ATTR, ino, time, mask=mask)
 
     def add_write(self, bucket: int, ino: int, time: int) -> None:
-        """The content of an inode is to be sent, as it will be when its row's turn comes."""
+        """The content of an inode is to be sent, once it is sealed, as it will be when its row's turn comes."""
         if (Op.WRITE, ino) not in self.open:
+            self.held.add(ino)
             self.add(bucket, Op.WRITE, ino, time)
+
+    def waits(self, row: Row) -> bool:
+        """Whether the row's content is still being written."""
+        return row.op == Op.WRITE and row.ino in self.held
+
+    def seal(self, ino: int) -> None:
+        """The content of an inode may go."""
+        if ino in self.held:
+            self.held.discard(ino)
+            self._announce_added()
 
     def take(self, row: Row) -> None:
         """From now on the row is on its way: later changes need a row of their own."""
@@ -203,6 +220,10 @@ class Journal:
             return False
         query = "SELECT 1 FROM journal WHERE id <= ? AND ? IN (ino, ino2) LIMIT 1"
         return self._db.execute(query, (up_to, ino)).fetchone() is not None
+
+    async def added(self) -> None:
+        """Return when a row is added, or may go."""
+        await self._added.wait()
 
     async def acknowledged(self) -> None:
         """Return when rows have gone."""

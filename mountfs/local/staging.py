@@ -69,8 +69,6 @@ class Content:
         """Lowest offset changed since an early upload set this to the end of the file."""
         self.dirty = False
         """Changed since the last seal."""
-        self.times_ns = 0
-        """mtime and ctime of a write that has not been put in the database yet, 0 for none."""
         self.sealed: Snapshot | None = None
         """What was sealed last and nobody sends yet, kept once the file changes again."""
         self.sending: list[Snapshot] = []
@@ -100,15 +98,6 @@ class Staging:
         self.contents: dict[int, Content] = {}
         self._sessions: dict[int, bytes] = {}
         """Sessions that have sent a version and may send another."""
-        self._recover()
-
-    def _recover(self) -> None:
-        """What a daemon that died had staged and not yet put in the journal is to be sent too."""
-        now = time.time_ns()
-        with self._db.transaction():
-            for ino, bucket in self._db.execute("SELECT ino, bucket FROM inode WHERE dirty = 1").fetchall():
-                self._journal.add_write(bucket, ino, now)
-                self._inodes.update(ino, dirty=0)
 
     # Life of a content
 
@@ -137,7 +126,6 @@ class Staging:
             if not content.writers:
                 self.seal(content)
         if not content.users:
-            self.save_times(content)
             del self.contents[content.ino]
 
     def _load(self, ino: int) -> Content | None:
@@ -165,21 +153,20 @@ class Staging:
     def write(self, content: Content, offset: int, data: bytes) -> None:
         """Put ``data`` at ``offset``; there is room for it. Raises OSError with nothing changed."""
         end = offset + len(data)
-        content.times_ns = time.time_ns()
         over = content.layers.overlay.overlapping(offset, end)
         if len(over) == 1:
             (extent,) = over
             if extent.slab and extent.gen == content.gen and extent.offset <= offset and end <= extent.end:
                 content.lowest_write = min(content.lowest_write, offset)
                 self._slabs.write(extent.slab, extent.position + offset - extent.offset, data)
+                self._touch(content)
                 return
         slab, position = self._place(content, offset, data, over)
         content.lowest_write = min(content.lowest_write, offset)
         with self._db.transaction():
             freed = self._fill_gap(content, offset)
             freed += self._lay(content, Extent(offset, len(data), slab, position, content.gen))
-            content.layers.size = max(content.layers.size, end)
-            self._note(content)
+            self._note(content, max(content.layers.size, end))
         self._discard(content, freed)
 
     def _place(self, content: Content, offset: int, data: bytes, over: list[Extent]) -> tuple[int, int]:
@@ -204,7 +191,6 @@ class Staging:
     def truncate(self, content: Content, size: int) -> None:
         """Cut the file off, or extend it with zeros."""
         freed: list[Extent] = []
-        content.times_ns = time.time_ns()
         content.lowest_write = min(content.lowest_write, size)
         content.early = min(content.early, size)
         with self._db.transaction():
@@ -218,8 +204,7 @@ class Staging:
                 if not size and not content.snapshots():
                     content.layers.rebase([])
                     self._inodes.update(content.ino, content=pack_slices([]))
-            content.layers.size = size
-            self._note(content)
+            self._note(content, size)
         self._discard(content, freed)
 
     def _fill_gap(self, content: Content, offset: int) -> list[Extent]:
@@ -251,20 +236,18 @@ class Staging:
         for extent in extents:
             self._db.execute("INSERT OR REPLACE INTO staged VALUES (?, ?, ?, ?, ?, ?, ?)", (content.ino, *extent))
 
-    def _note(self, content: Content) -> None:
-        """The file changed: into its row, inside the caller's transaction."""
+    def _note(self, content: Content, size: int) -> None:
+        """The file changed and now has ``size`` bytes: into the database, inside the caller's transaction."""
+        if size != content.layers.size:
+            content.layers.size = size
+            self._db.execute("UPDATE inode SET size = ? WHERE ino = ?", (size, content.ino))
+        self._journal.add_write(content.bucket, content.ino, time.time_ns())
         content.dirty = True
-        self._db.execute(
-            "UPDATE inode SET size = ?, mtime = ?, ctime = ?, dirty = 1 WHERE ino = ?",
-            (content.layers.size, content.times_ns, content.times_ns, content.ino),
-        )
-        content.times_ns = 0
+        self._touch(content)
 
-    def save_times(self, content: Content) -> None:
-        """Put the time of writes that changed nothing else in the database."""
-        if content.times_ns:
-            with self._db.transaction():
-                self._note(content)
+    def _touch(self, content: Content) -> None:
+        now = time.time_ns()
+        self._inodes.hold_times(content.ino, now, now)
 
     def _discard(self, content: Content, extents: list[Extent]) -> None:
         """These bytes are not in the file any more."""
@@ -293,20 +276,10 @@ class Staging:
     def seal(self, content: Content) -> None:
         """End a generation: what has been written so far is to be sent."""
         if content.dirty:
-            with self._db.transaction():
-                self.seal_within(content)
-
-    def seal_within(self, content: Content) -> None:
-        """As :meth:`seal`, inside the caller's transaction."""
-        if not content.dirty:
-            return
-        if content.times_ns:
-            self._note(content)
-        self._journal.add_write(content.bucket, content.ino, time.time_ns())
-        self._inodes.update(content.ino, dirty=0)
-        content.dirty = False
-        if content.writers:
-            content.sealed = self._freeze(content)
+            content.dirty = False
+            if content.writers:
+                content.sealed = self._freeze(content)
+            self._journal.seal(content.ino)
 
     def _freeze(self, content: Content) -> Snapshot:
         is_open = content.writers > 0
@@ -319,13 +292,17 @@ class Staging:
         return snapshot
 
     def send(self, content: Content, gen: int | None = None) -> Snapshot:
-        """What was sealed last, for the uploader, who holds the content until it is settled.
+        """What was sealed last, for the uploader, who took its row and holds the content until it is settled.
 
         ``gen``: what an earlier daemon had sealed up to this generation.
         """
         snapshot = content.sealed or self._freeze(content)
         content.sealed = None
         content.sending.append(snapshot)
+        if content.dirty:
+            # What was written since it was sealed needs a row of its own.
+            with self._db.transaction():
+                self._journal.add_write(content.bucket, content.ino, time.time_ns())
         if gen is not None:
             snapshot.gen = gen
             snapshot.layers.overlay = ExtentMap(extent for extent in snapshot.layers.overlay if extent.gen <= gen)
@@ -374,7 +351,6 @@ class Staging:
         for other in content.snapshots():
             other.version = version
         content.version = version
-        content.private = 0
         content.garbage += ranges
         if not content.snapshots():
             ranges, content.garbage = content.garbage, []

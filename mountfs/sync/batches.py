@@ -27,8 +27,6 @@ class Batch(msgspec.Struct):
 
     rows: list[Row]
     ops: list[wire.Op]
-    row_of: list[Row]
-    """The row behind each operation."""
     uploads: dict[int, Upload]
     """By operation."""
 
@@ -70,49 +68,46 @@ def _fleeting(journal: Journal, inodes: Inodes, ino: int, rows: list[Row]) -> bo
 
 def build(inodes: Inodes, rows: Iterable[Row], uploads: dict[int, Upload]) -> Batch:
     """The operations for ``rows``. ``uploads`` by row id; a WRITE row without one has nothing to send."""
-    batch = Batch([], [], [], {})
+    batch = Batch([], [], {})
     created: set[int] = set()
-    ids: dict[int, bytes] = {}
-
-    def file_id(ino: int) -> bytes:
-        if ino not in ids:
-            inode = inodes.get(ino)
-            ids[ino] = inode.file_id if inode else b""
-        return ids[ino]
-
     for row in rows:
         batch.rows.append(row)
         inode = inodes.get(row.ino)
         if inode is None:
             continue
-        op: wire.Op | None = None
-        if row.op == Op.CREATE:
-            created.add(row.ino)
-            op = wire.Create(file_id(row.parent), row.name, _file(inode), row.time)
-        elif row.op == Op.LINK:
-            op = wire.Link(file_id(row.parent), row.name, inode.file_id, row.time)
-        elif row.op == Op.UNLINK:
-            op = wire.Unlink(file_id(row.parent), row.name, inode.file_id, row.time)
-        elif row.op == Op.RENAME:
-            replaced = file_id(row.ino2) if row.ino2 else b""
-            op = wire.Rename(
-                file_id(row.parent), row.name, inode.file_id, file_id(row.parent2), row.name2, row.time, replaced
-            )
-        elif row.op == Op.EXCHANGE:
-            op = wire.Exchange(
-                file_id(row.parent), row.name, inode.file_id,
-                file_id(row.parent2), row.name2, file_id(row.ino2), row.time,
-            )  # fmt: skip
-        elif row.op == Op.ATTR and row.ino not in created:
-            op = _attributes(inode, Field(row.mask))
-        elif row.op == Op.WRITE and row.id in uploads:
-            upload = uploads[row.id]
-            batch.uploads[len(batch.ops)] = upload
-            op = _write(inode, upload)
-        if op is not None:
-            batch.ops.append(op)
-            batch.row_of.append(row)
+        upload = uploads.get(row.id)
+        if row.op == Op.WRITE:
+            if upload is not None:
+                batch.uploads[len(batch.ops)] = upload
+                batch.ops.append(_write(inode, upload))
+        elif row.op == Op.ATTR:
+            if row.ino not in created:
+                batch.ops.append(_attributes(inode, Field(row.mask)))
+        else:
+            if row.op == Op.CREATE:
+                created.add(row.ino)
+            batch.ops.append(_naming(inodes, row, inode))
     return batch
+
+
+def _naming(inodes: Inodes, row: Row, inode: Inode) -> wire.Op:
+    """The operation for a row that concerns names."""
+
+    def file_id(ino: int) -> bytes:
+        found = inodes.get(ino) if ino else None
+        return found.file_id if found else b""
+
+    parent, other = file_id(row.parent), file_id(row.ino2)
+    if row.op == Op.CREATE:
+        return wire.Create(parent, row.name, _file(inode), row.time)
+    if row.op == Op.LINK:
+        return wire.Link(parent, row.name, inode.file_id, row.time)
+    if row.op == Op.UNLINK:
+        return wire.Unlink(parent, row.name, inode.file_id, row.time)
+    new_parent = file_id(row.parent2)
+    if row.op == Op.RENAME:
+        return wire.Rename(parent, row.name, inode.file_id, new_parent, row.name2, row.time, other)
+    return wire.Exchange(parent, row.name, inode.file_id, new_parent, row.name2, other, row.time)
 
 
 def _file(inode: Inode) -> wire.File:

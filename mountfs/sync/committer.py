@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import random
 import time
+from collections.abc import Awaitable, Callable
+from itertools import islice, takewhile
 
 import msgspec
 import trio
@@ -91,32 +94,35 @@ class Committer:
     # What to send
 
     async def _wait_for_rows(self) -> None:
-        """Return when rows have settled, are many, or someone waits for them."""
-        journal, settle = self._context.journal, self._context.config.settle
+        """Return when the oldest row has settled, or someone waits for it."""
+        settle = self._context.config.settle
         while True:
-            rows = self._rows(EAGER_ROWS)
-            wait = trio.current_time() + 3600
-            if rows:
-                age = (time.time_ns() - rows[0].time) / 1e9
-                if len(rows) >= EAGER_ROWS or age >= settle or age < 0 or self._hurried >= rows[0].id:
+            first = next(iter(self._rows(1)), None)
+            wait = math.inf
+            if first is not None:
+                age = (time.time_ns() - first.time) / 1e9
+                if age >= settle or age < 0 or self._hurried >= first.id:
                     return
-                wait = trio.current_time() + settle - age
+                wait = settle - age
             elif self._refused:
-                wait = min(self._refused.values())
-            journal.added = trio.Event()
+                wait = min(self._refused.values()) - trio.current_time()
             self._hurry = trio.Event()
-            with trio.move_on_at(wait):
+            with trio.move_on_after(max(0, wait)):
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_first, journal.added, nursery.cancel_scope)
-                    nursery.start_soon(_first, self._hurry, nursery.cancel_scope)
+                    nursery.start_soon(_then_cancel, self._hurry.wait, nursery.cancel_scope)
+                    if first is None:
+                        nursery.start_soon(_then_cancel, self._context.journal.added, nursery.cancel_scope)
 
     def _rows(self, limit: int) -> list[Row]:
         """Rows that nobody has taken and that need not wait."""
         now = trio.current_time()
         self._refused = {row: at for row, at in self._refused.items() if at > now}
-        taken = self._context.journal.taken
-        rows = self._context.journal.rows(self._bucket.id, limit=limit + len(taken) + len(self._refused))
-        return [row for row in rows if row.id not in taken and row.id not in self._refused]
+        journal = self._context.journal
+        taken = journal.taken
+        skipped = len(taken) + len(self._refused) + len(journal.held)
+        rows = journal.rows(self._bucket.id, limit=limit + skipped)
+        free = (row for row in rows if row.id not in taken and row.id not in self._refused and not journal.waits(row))
+        return list(islice(free, limit))
 
     def _select(self) -> list[Row]:
         """The next rows to send; forgets those that cancel out."""
@@ -129,9 +135,10 @@ class Committer:
             context.journal.announce()
             ids = {row.id for row in gone}
             rows = [row for row in rows if row.id not in ids]
-        horizon = time.time_ns() - int(context.config.settle * 1e9)
         if len(rows) < EAGER_ROWS:
-            rows = [row for row in rows if row.time <= horizon or row.id <= self._hurried]
+            # Half as old will do for company: else the next batch would be due at once.
+            horizon = time.time_ns() - int(context.config.settle / 2 * 1e9)
+            rows = list(takewhile(lambda row: row.time <= horizon or row.id <= self._hurried, rows))
         chosen: list[Row] = []
         size = 0
         for row in rows[:BATCH_ROWS]:
@@ -144,16 +151,18 @@ class Committer:
         return chosen
 
     async def _drain(self) -> None:
-        """Send until nothing is left that has settled; content of the next batch while one commits."""
+        """Send what has settled; while much is left, the content of a batch as the one before commits."""
         with ungrouped():
             async with trio.open_nursery() as nursery:
                 commit_done = trio.Event()
                 commit_done.set()
-                while rows := self._select():
+                rows = self._select()
+                while rows:
                     uploads = await self._send_content(rows)
                     await commit_done.wait()
                     commit_done = trio.Event()
                     nursery.start_soon(self._commit_rows, rows, uploads, commit_done)
+                    rows = self._select() if len(self._rows(EAGER_ROWS)) == EAGER_ROWS else []
 
     async def _send_content(self, rows: list[Row]) -> dict[int, Upload]:
         """Send what WRITE rows refer to; takes all rows."""
@@ -194,6 +203,7 @@ class Committer:
                 [(index, upload.snapshot.ino, upload.snapshot.gen) for index, upload in batch.uploads.items()],
             )
             with context.db.transaction():
+                context.inodes.write_times()
                 context.db.execute(
                     "INSERT INTO batch VALUES (?, ?, ?)", (self._bucket.id, body, msgspec.msgpack.encode(sent))
                 )
@@ -217,7 +227,7 @@ class Committer:
         rows = [row for row in context.journal.rows(self._bucket.id) if row.id in ids]
         for row in rows:
             context.journal.take(row)
-        batch = Batch(rows, commit.ops, [], {})
+        batch = Batch(rows, commit.ops, {})
         for index, ino, gen in sent.writes:
             op = commit.ops[index]
             content = context.staging.acquire(ino)
@@ -287,6 +297,7 @@ class Committer:
         context.server_full = False
         for upload, ranges in settled:
             context.staging.settle(upload.snapshot, upload.slices, upload.version, ranges)
+        context.cache.sweep()
         context.made_progress()
         context.journal.announce()
 
@@ -349,6 +360,6 @@ class Committer:
                 self._refused.pop(row.id, None)
 
 
-async def _first(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
+async def _then_cancel(wait: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    await wait()
     scope.cancel()

@@ -13,7 +13,7 @@ from mountfs.local.buckets import BucketState
 from mountfs.local.extents import Extent
 from mountfs.local.layers import Layers
 from mountfs.sync.context import Context
-from mountfs.sync.errors import os_error
+from mountfs.sync.errors import deadline, os_error
 from nodeserver.client import ClientError
 from nodeserver.content.codec import CorruptChunk, open_chunk
 
@@ -49,11 +49,12 @@ class Downloads:
         parts = [self._here(part) for part in plan]
         if len(parts) == 1 and isinstance(parts[0], bytes):
             return parts[0]
-        for index, part in enumerate(parts):
-            if part is None:
-                wanted = plan[index]
-                whole = await self.chunk(self._context.buckets.by_id[bucket], wanted.chunk)
-                parts[index] = _range(whole, wanted)
+        with deadline(self._context.config.data_deadline):
+            for index, part in enumerate(parts):
+                if part is None:
+                    wanted = plan[index]
+                    whole = await self.chunk(self._context.buckets.by_id[bucket], wanted.chunk)
+                    parts[index] = _range(whole, wanted)
         return b"".join([part for part in parts if part is not None])
 
     def _here(self, part: Extent) -> Plaintext | None:

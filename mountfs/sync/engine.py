@@ -12,7 +12,7 @@ from mountfs.local.buckets import BucketState
 from mountfs.sync.committer import Committer
 from mountfs.sync.context import Context
 from mountfs.sync.downloads import Downloads
-from mountfs.sync.errors import os_error
+from mountfs.sync.errors import deadline, os_error
 from mountfs.sync.remote import Remote
 from mountfs.sync.uploads import Uploads
 from nodeserver.client import ClientError, Refused
@@ -129,11 +129,9 @@ class Engine:
         Raises OSError: ENOSPC or EDQUOT when that is why it is not, EIO at the deadline.
         """
         committers = [self._committers[bucket]] if bucket is not None else list(self._committers.values())
-        with trio.move_on_after(self.context.config.data_deadline) as scope:
+        with deadline(self.context.config.data_deadline):
             for committer in committers:
                 await committer.drained(ino)
-        if scope.cancelled_caught:
-            raise OSError(errno.EIO, "not on the nodes before the deadline; it stays in the journal")
 
     def hurry(self) -> None:
         """Let nothing settle."""

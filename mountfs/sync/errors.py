@@ -36,6 +36,15 @@ def ungrouped() -> Iterator[None]:
         raise error from group
 
 
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise OSError(EIO) when the block is not through after ``seconds``."""
+    with trio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise OSError(errno.EIO, f"no answer within {seconds:g} s")
+
+
 def os_error(error: ClientError) -> OSError:
     """The OSError a caller of the file system gets for ``error``; EIO unless it has one of its own."""
     code = error.code if isinstance(error, Refused) else None

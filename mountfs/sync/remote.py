@@ -19,7 +19,7 @@ from mountfs.local.buckets import BucketState
 from mountfs.local.inodes import UNKNOWN, Inode
 from mountfs.sync.context import Context
 from mountfs.sync.downloads import Downloads
-from mountfs.sync.errors import os_error
+from mountfs.sync.errors import deadline, os_error
 from nodeserver.client import ClientError
 from nodeserver.content.manifest import pack_slices, unpack_slices
 from nodeserver.protocol import wire
@@ -45,13 +45,14 @@ class Remote:
 
     async def _ask(self, bucket: BucketState, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         """An answer that is not older than what we know. Raises OSError."""
-        while True:
-            try:
-                answer = await ask()
-            except ClientError as error:
-                raise os_error(error) from error
-            if answer.seq >= bucket.known:
-                return answer
+        with deadline(self._context.config.metadata_deadline):
+            while True:
+                try:
+                    answer = await ask()
+                except ClientError as error:
+                    raise os_error(error) from error
+                if answer.seq >= bucket.known:
+                    return answer
 
     # Buckets
 

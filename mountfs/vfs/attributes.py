@@ -58,14 +58,13 @@ class Attributes:
             inode = await self._tree.inode(ino)
         values, mask = self._values(inode, changes)
         if values:
-            content = self._context.staging.contents.get(ino)
-            if content is not None and content.times_ns:
-                values.setdefault("mtime", content.times_ns)
-                content.times_ns = 0
-            carried = mask == Field.MTIME and ((Op.WRITE, ino) in self._journal.open or bool(content and content.dirty))
+            if mask == Field.MTIME and (Op.WRITE, ino) in self._journal.open:
+                # The kernel tells the time of writes it collected. It goes along with the content.
+                self._inodes.hold_times(ino, values["mtime"], values["ctime"])
+                return await self._tree.inode(ino)
             with self._db.transaction():
                 self._inodes.update(ino, **values)
-                if mask and not carried:
+                if mask:
                     self._journal.add_attr(inode.bucket, ino, time.time_ns(), mask)
         return await self._tree.inode(ino)
 

@@ -23,6 +23,8 @@ from nodeserver.protocol.ids import ROOT_INO
 from nodeserver.protocol.names import NAME_MAX, valid_bucket
 
 BLOCK = 4096
+NAMED = 100
+"""Pending files that are named."""
 
 
 class Space(NamedTuple):
@@ -137,5 +139,19 @@ class FileSystem:
         return self.pending_names()
 
     def pending_names(self) -> list[str]:
-        """Paths of files that the nodes do not have as they are here."""
-        return sorted({self._context.inodes.path(ino) for ino in list(self._context.journal.inos)})
+        """Paths of files that the nodes do not have as they are here, oldest change first, at most ``NAMED``."""
+        inodes, paths = self._context.inodes, dict[str, None]()
+        for row in self._context.journal.rows(limit=10 * NAMED):
+            if row.parent:
+                parent, name = (row.parent2, row.name2) if row.parent2 else (row.parent, row.name)
+                above = inodes.path(parent)
+                paths[
+                    f"{above}/{name.decode(errors='backslashreplace')}"
+                    if above
+                    else name.decode(errors="backslashreplace")
+                ] = None
+            else:
+                paths[inodes.path(row.ino)] = None
+            if len(paths) >= NAMED:
+                break
+        return list(paths)

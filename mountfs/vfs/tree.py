@@ -53,9 +53,6 @@ class Tree:
             raise failure(errno.ESTALE)
         if inode.stale and inode.bucket and not self._context.pending(ino):
             inode = await self._refresh(inode)
-        content = self._context.staging.contents.get(ino)
-        if content is not None and content.times_ns:
-            return inode._replace(mtime=content.times_ns, ctime=content.times_ns)
         return inode
 
     async def _refresh(self, inode: Inode) -> Inode:
@@ -133,7 +130,7 @@ class Tree:
         file_id = new_id()
         inode = Inode(
             self._inodes.ino(file_id), directory.bucket, file_id, mode, caller.uid, gid, rdev, 2 if is_dir else 1,
-            len(target), now, now, now, parent if is_dir else 0, 1, 0, 0, b"", target, None,
+            len(target), now, now, now, parent, 1, 0, b"", target, None,
         )  # fmt: skip
         with self._db.transaction():
             self._inodes.insert(inode, EMPTY)
@@ -164,7 +161,7 @@ class Tree:
         with self._db.transaction():
             self._seal(ino)
             self._inodes.enter(parent, name, ino)
-            self._inodes.update(ino, nlink=inode.nlink + 1, ctime=now)
+            self._inodes.update(ino, nlink=inode.nlink + 1, ctime=now, parent=parent)
             self._inodes.touch(parent, now)
             self._journal.add(inode.bucket, Op.LINK, ino, now, parent=parent, name=name)
         return await self.inode(ino)
@@ -222,6 +219,7 @@ class Tree:
                 inode = self._inodes.get(ino)
                 if inode is not None and not inode.nlink:
                     self._context.staging.forget(ino)
+        self._context.cache.sweep()
 
     # Moving
 
@@ -256,7 +254,7 @@ class Tree:
             self._inodes.enter(new_parent, new_name, source.ino)
             if target is not None:
                 self._end(target, now)
-            self._inodes.update(source.ino, ctime=now, parent=new_parent if source.is_dir else 0)
+            self._inodes.update(source.ino, ctime=now, parent=new_parent)
             moved = int(source.is_dir)
             self._inodes.touch(parent, now, -moved)
             self._inodes.touch(new_parent, now, moved - int(target is not None and target.is_dir))
@@ -291,8 +289,8 @@ class Tree:
                 self._seal(inode.ino)
             self._inodes.enter(new_parent, new_name, source.ino)
             self._inodes.enter(parent, name, target.ino)
-            self._inodes.update(source.ino, ctime=now, parent=new_parent if source.is_dir else 0)
-            self._inodes.update(target.ino, ctime=now, parent=parent if target.is_dir else 0)
+            self._inodes.update(source.ino, ctime=now, parent=new_parent)
+            self._inodes.update(target.ino, ctime=now, parent=parent)
             moved = int(source.is_dir) - int(target.is_dir)
             self._inodes.touch(parent, now, -moved)
             self._inodes.touch(new_parent, now, moved)
@@ -302,9 +300,7 @@ class Tree:
             )  # fmt: skip
 
     def _seal(self, ino: int) -> None:
-        """Content comes before the name that makes it visible: what was written goes up first.
-
-        Inside the caller's transaction."""
+        """Content comes before the name that makes it visible: what was written goes up first."""
         content = self._context.staging.contents.get(ino)
         if content is not None:
-            self._context.staging.seal_within(content)
+            self._context.staging.seal(content)
