@@ -14,6 +14,7 @@ from typing import Any
 
 from granian._granian import SocketHolder
 from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
 from granian.server.embed import Server
 from starlette.types import ASGIApp
 
@@ -25,6 +26,8 @@ from nodeserver.metadata.store import Metadata
 from nodeserver.workers.purge import Purge
 
 BACKLOG = 1024
+BUFFER = 2 << 20
+"""Bytes a connection may buffer: with granian's default of 400 KiB an upload of chunks takes twice as long."""
 GC_THRESHOLD = 100_000
 """Objects that come before garbage is looked for; a page of a listing is tens of thousands."""
 GRACE = 30.0
@@ -41,6 +44,7 @@ class _Embedded(Server):
             app,
             interface=Interfaces.ASGINL,
             http=HTTPModes.http1,
+            http1_settings=HTTP1Settings(max_buffer_size=BUFFER),
             websockets=False,
             backlog=BACKLOG,
             log_enabled=False,

@@ -75,8 +75,7 @@ class Database:
 
 def is_full(error: OperationalError) -> bool:
     """Whether a statement failed because the database's disk is full."""
-    code = getattr(error.orig, "sqlite_errorname", "")
-    return code == "SQLITE_FULL" or code in ("SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_FSYNC")
+    return getattr(error.orig, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
 
 
 def _configure_sqlite(engine: Engine) -> None:

@@ -22,6 +22,7 @@ class Metadata:
         self._database = database
         self._known: dict[str, BucketRow] = {}
         """What of a bucket never changes, so that a request for a chunk costs no query."""
+        self._deletions = 0  # what was read before one must not be remembered after it
         self._news: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._closing = False
 
@@ -54,7 +55,10 @@ class Metadata:
 
     async def bucket(self, name: str) -> BucketRow:
         """A bucket as it is now."""
-        self._known[name] = found = await self._database.read(buckets.find, name)
+        deletions = self._deletions
+        found = await self._database.read(buckets.find, name)
+        if deletions == self._deletions:
+            self._known[name] = found
         return found
 
     async def buckets(self) -> list[BucketRow]:
@@ -72,7 +76,8 @@ class Metadata:
     async def delete_bucket(self, name: str) -> None:
         """Delete an empty bucket."""
         removed = await self._database.write(buckets.remove, name)
-        self._known.pop(name, None)
+        self._deletions += 1
+        self._known.clear()
         self._wake(removed.bucket)
 
     async def removed_buckets(self) -> list[tuple[int, bytes]]:
