@@ -22,6 +22,10 @@ class MountOptions:
     """Permission bits taken away from what files show."""
     noexec: bool = False
     """Run no programs from the mount."""
+    nosuid: bool = False
+    """Programs gain no privileges; always so unless root mounts."""
+    nodev: bool = False
+    """Device nodes do not open; always so unless root mounts."""
     xattr: bool = True
     writeback: bool = True
     """Let the kernel collect small writes."""

@@ -11,8 +11,8 @@ import click
 from mountfs.errors import MountError
 
 IGNORED = {
-    "_netdev", "async", "atime", "auto", "defaults", "diratime", "exec", "group", "lazytime", "noatime", "noauto",
-    "nodev", "nodiratime", "nofail", "nolazytime", "norelatime", "nostrictatime", "nosuid", "nouser", "owner",
+    "_netdev", "async", "atime", "auto", "defaults", "diratime", "group", "lazytime", "noatime", "noauto",
+    "nodiratime", "nofail", "nolazytime", "norelatime", "nostrictatime", "nouser", "owner",
     "relatime", "rw", "strictatime", "user", "users",
 }  # fmt: skip
 """For mount(8), systemd or the kernel, or what a mount is anyway."""
@@ -69,7 +69,12 @@ def _seconds(text: str) -> float:
 FLAGS = {
     "ro": ("ro", True),
     "allow_other": ("allow_other", True),
+    "exec": ("noexec", False),
     "noexec": ("noexec", True),
+    "suid": ("nosuid", False),
+    "nosuid": ("nosuid", True),
+    "dev": ("nodev", False),
+    "nodev": ("nodev", True),
     "xattr": ("xattr", True),
     "noxattr": ("xattr", False),
     "writeback": ("writeback", True),

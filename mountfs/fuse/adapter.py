@@ -271,5 +271,5 @@ def mount_options(fs: FileSystem, source: str) -> set[str]:
     if fs.options.ro:
         options.add("ro")
     if os.geteuid() == 0:
-        options |= {"dev", "suid"}
+        options |= {"nodev" if fs.options.nodev else "dev", "nosuid" if fs.options.nosuid else "suid"}
     return options

@@ -54,12 +54,12 @@ class Inode(NamedTuple):
 
 COLUMNS = ", ".join(Inode._fields)
 _JOINED = ", ".join(f"inode.{field}" for field in Inode._fields)
+KNOWN = 4096
+"""Rows kept in memory."""
 TIMES_HELD = 1024
 """Times not yet written to their rows."""
 _INSERT = f"INSERT OR REPLACE INTO inode ({COLUMNS}, content) VALUES ({', '.join('?' * (len(Inode._fields) + 1))})"  # noqa: S608
 _GET = f"SELECT {COLUMNS} FROM inode WHERE ino = ?"  # noqa: S608
-# Not a join: SQLite prepares those anew for every value, which takes ten times as long.
-_LOOKUP = f"SELECT {COLUMNS} FROM inode WHERE ino = (SELECT ino FROM dentry WHERE parent = ? AND name = ?)"  # noqa: S608
 _LIST = (
     f"SELECT dentry.name, {_JOINED} FROM dentry JOIN inode USING (ino)"  # noqa: S608
     " WHERE dentry.parent = ? AND dentry.name > ? ORDER BY dentry.name LIMIT ?"
@@ -84,6 +84,8 @@ class Inodes:
         self._execute = db.execute
         self.root_file: bytes | None = None
         """The file that is the root of the mount, when a single bucket is mounted."""
+        self._known: dict[int, Inode] = {}
+        db.after_rollback.append(self.forget)
         self._times: dict[int, tuple[int, int]] = {}
         """mtime and ctime by inode, newer than in the row: they change with every write and name, and are not
         worth a page of the log each. A daemon that dies loses the last moments of them, nothing else."""
@@ -93,8 +95,15 @@ class Inodes:
         return ROOT_INO if file_id == self.root_file else ino_of(file_id)
 
     def get(self, ino: int) -> Inode | None:
-        row = self._execute(_GET, (ino,)).fetchone()
-        return self._timed(Inode._make(row)) if row else None
+        inode = self._known.get(ino)
+        if inode is None:
+            row = self._execute(_GET, (ino,)).fetchone()
+            if row is None:
+                return None
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            inode = self._known[ino] = Inode._make(row)
+        return self._timed(inode)
 
     def _timed(self, inode: Inode) -> Inode:
         times = self._times.get(inode.ino)
@@ -111,13 +120,18 @@ class Inodes:
         if self._times:
             values = [(mtime, ctime, ino) for ino, (mtime, ctime) in self._times.items()]
             self._times.clear()
+            self._known.clear()
             with self._db.nested():
                 self._db.executemany("UPDATE inode SET mtime = ?, ctime = ? WHERE ino = ?", values)
 
+    def forget(self) -> None:
+        """Rows were changed otherwise than through here: read them again."""
+        self._known.clear()
+
     def lookup(self, parent: int, name: bytes) -> Inode | None:
         """The inode behind a name; None when the name is not known (or known to be UNKNOWN)."""
-        row = self._execute(_LOOKUP, (parent, name)).fetchone()
-        return self._timed(Inode._make(row)) if row else None
+        ino = self.target(parent, name)
+        return self.get(ino) if ino else None
 
     def target(self, parent: int, name: bytes) -> int | None:
         """The inode number a name has, UNKNOWN included; None without such a name."""
@@ -153,25 +167,36 @@ class Inodes:
     def insert(self, inode: Inode, content: bytes | None) -> None:
         """Write a whole row."""
         self._times.pop(inode.ino, None)
+        self._known[inode.ino] = inode
         self._execute(_INSERT, (*inode, content))
 
     def update(self, ino: int, **values: int | bytes | None) -> None:
         """Set the columns named."""
         times = self._times.pop(ino, None)
+        self._known.pop(ino, None)
         if times:
             values.setdefault("mtime", times[0])
             values.setdefault("ctime", times[1])
         columns = ", ".join(f"{column} = ?" for column in values)
         self._execute(f"UPDATE inode SET {columns} WHERE ino = ?", (*values.values(), ino))  # noqa: S608
 
+    def resize(self, ino: int, size: int) -> None:
+        """A file has another size now."""
+        known = self._known.get(ino)
+        if known is not None:
+            self._known[ino] = known._replace(size=size)
+        self._execute("UPDATE inode SET size = ? WHERE ino = ?", (size, ino))
+
     def touch(self, ino: int, time_ns: int, links: int = 0) -> None:
         """A directory's names changed: mtime and ctime, and ``links`` sub-directories more."""
         self.hold_times(ino, time_ns, time_ns)
         if links:
+            self._known.pop(ino, None)
             self._execute("UPDATE inode SET nlink = nlink + ? WHERE ino = ?", (links, ino))
 
     def delete(self, ino: int) -> None:
         self._times.pop(ino, None)
+        self._known.pop(ino, None)
         self._execute("DELETE FROM inode WHERE ino = ?", (ino,))
 
     def enter(self, parent: int, name: bytes, ino: int) -> None:
@@ -221,6 +246,7 @@ class Inodes:
         elif file.size == 0 or not stat.S_ISREG(file.mode):
             content = pack_slices([])
         self._times.pop(ino, None)
+        self._known.pop(ino, None)
         row = Inode(
             ino, bucket, file.id, file.mode, file.uid, file.gid, file.rdev, file.nlink, file.size,
             file.atime_ns, file.mtime_ns, file.ctime_ns, parent, complete, 0,
@@ -230,4 +256,6 @@ class Inodes:
         return ino
 
     def mark_stale(self, inos: Iterable[int]) -> None:
+        """The server has something newer of these."""
+        self._known.clear()
         self._db.executemany("UPDATE inode SET stale = 1 WHERE ino = ?", [(ino,) for ino in inos])

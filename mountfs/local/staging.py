@@ -18,7 +18,7 @@ import time
 from mountfs.local.cache import Cache
 from mountfs.local.database import Database
 from mountfs.local.extents import Extent, ExtentMap
-from mountfs.local.inodes import Inodes
+from mountfs.local.inodes import Inode, Inodes
 from mountfs.local.journal import Journal, Op
 from mountfs.local.layers import Layers
 from mountfs.local.slabs import Slabs
@@ -100,6 +100,14 @@ class Staging:
         """Sessions that have sent a version and may send another."""
 
     # Life of a content
+
+    def begin(self, inode: Inode, *, write: bool) -> Content:
+        """The content of a file that was just created."""
+        layers = Layers([], ExtentMap(), 0)
+        content = Content(inode.ino, inode.bucket, layers, b"", os.urandom(16))
+        content.users, content.writers = 1, int(write)
+        self.contents[inode.ino] = content
+        return content
 
     def acquire(self, ino: int, *, write: bool = False) -> Content | None:
         """The content of a file, to be released again; None when its slices have to be asked for."""
@@ -240,7 +248,7 @@ class Staging:
         """The file changed and now has ``size`` bytes: into the database, inside the caller's transaction."""
         if size != content.layers.size:
             content.layers.size = size
-            self._db.execute("UPDATE inode SET size = ? WHERE ino = ?", (size, content.ino))
+            self._inodes.resize(content.ino, size)
         self._journal.add_write(content.bucket, content.ino, time.time_ns())
         content.dirty = True
         self._touch(content)

@@ -76,6 +76,7 @@ class Remote:
         context = self._context
         with context.db.transaction():
             context.buckets.remove(bucket)
+            context.inodes.forget()
             context.inodes.touch(ROOT_INO, time.time_ns(), -1)
         context.journal.reload()
         context.kernel.entry(ROOT_INO, bucket.name.encode())
@@ -250,5 +251,6 @@ class Remote:
         context = self._context
         with context.db.transaction():
             context.db.execute("UPDATE inode SET stale = 1, complete = 0 WHERE bucket = ?", (bucket.id,))
+            context.inodes.forget()
         for (ino,) in context.db.execute("SELECT ino FROM inode WHERE bucket = ?", (bucket.id,)).fetchall():
             self.invalidate(ino)

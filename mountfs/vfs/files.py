@@ -52,9 +52,7 @@ class Files:
 
     def open_new(self, inode: Inode, flags: int) -> int:
         """Open a file that was just created."""
-        content = self._staging.acquire(inode.ino, write=flags & os.O_ACCMODE != os.O_RDONLY)
-        assert content is not None
-        return self._add(content, flags)
+        return self._add(self._staging.begin(inode, write=flags & os.O_ACCMODE != os.O_RDONLY), flags)
 
     def _add(self, content: Content, flags: int) -> int:
         self._last += 1

@@ -61,8 +61,7 @@ class FileSystem:
             return directory
         if name == b"..":
             return await self.tree.inode(directory.parent or ROOT_INO)
-        inode = await self.tree.existing(directory, name)
-        return await self.tree.inode(inode.ino) if inode.is_file else inode
+        return await self.tree.existing(directory, name)
 
     async def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Inode]:
         """Create and open a regular file; returns the handle and the inode."""

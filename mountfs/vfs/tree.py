@@ -75,21 +75,13 @@ class Tree:
         """What a name stands for, None when it is free. Raises OSError when nobody can say."""
         if len(name) > NAME_MAX:
             raise failure(errno.ENAMETOOLONG)
-        inode = self._inodes.lookup(directory.ino, name)
-        if inode is None and not self._known_free(directory.ino, name):
+        target = self._inodes.target(directory.ino, name)
+        if target is None and (directory.complete or (directory.ino, name) in self._journal.names):
+            return None
+        if not target:
             await self._ask(directory, name)
-            inode = self._inodes.lookup(directory.ino, name)
-        if inode is not None and inode.stale:
-            return await self.inode(inode.ino)
-        return inode
-
-    def _known_free(self, parent: int, name: bytes) -> bool:
-        directory = self._inodes.get(parent)
-        if directory is None:
-            raise failure(errno.ENOENT)
-        if self._inodes.target(parent, name) is not None:
-            return False
-        return bool(directory.complete) or (parent, name) in self._journal.names
+            target = self._inodes.target(directory.ino, name)
+        return await self.inode(target) if target else None
 
     async def _ask(self, directory: Inode, name: bytes) -> None:
         """Learn a name, and the directory with it unless that is large."""
