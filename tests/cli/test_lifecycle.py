@@ -176,6 +176,13 @@ def test_commands_find_the_server_by_the_current_directory(
     assert command("mountfs", "doctor").returncode == 0
 
 
+@pytest.mark.parametrize("refused", ["noexec", "nosuid", "nodev"])
+def test_what_a_mount_may_be_denied(shared: Node, point: Path, refused: str) -> None:
+    assert mount(shared, point, "-o", refused).returncode == 0
+    [line] = [line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {point} " in line]
+    assert refused in line.split()[3].split(",")
+
+
 def test_links_lead_to_the_mount(shared: Node, point: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(point)
     assert mount(shared, tmp_path / "link").returncode == 0

@@ -41,7 +41,7 @@ def test_options_as_in_fstab() -> None:
     found = options.parse(
         options.split(
             [
-                "_netdev,allow_other,noatime,x-systemd.automount,user=me,umask=027",
+                "_netdev,allow_other,noatime,x-systemd.automount,user=me,umask=027,nosuid",
                 "noxattr,close=cluster,cache-size=1G,ro,rw",
             ]
         )
@@ -49,6 +49,7 @@ def test_options_as_in_fstab() -> None:
     assert found == {
         "allow_other": True,
         "umask": 0o27,
+        "nosuid": True,
         "xattr": False,
         "close": "cluster",
         "cache_size": 1 << 30,
@@ -57,7 +58,7 @@ def test_options_as_in_fstab() -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["nonsense", "umask=9", "uid=me", "close=never", "settle=0", "data-deadline=soon", "ro=1", "uid", "suid"]
+    "option", ["nonsense", "umask=9", "uid=me", "close=never", "settle=0", "data-deadline=soon", "ro=1", "uid", "sync"]
 )
 def test_options_that_are_refused_are_named(option: str) -> None:
     with pytest.raises(MountError, match=option):
