@@ -12,6 +12,7 @@ import msgspec
 
 from nodeserver.access.secrets import read_or_create
 from nodeserver.access.tokens import Keys
+from nodeserver.chunks.disk import make_dir
 from nodeserver.metadata.migrations import NewerFormat
 from nodeserver.protocol.ids import new_id
 
@@ -67,7 +68,9 @@ class DataDir:
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[DataDir]:
     """Make the directory if need be and keep other servers off it. Raises ``InUse`` with the other's process id."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.is_dir():
+        make_dir(path)
+        path.chmod(0o700)
     descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,7 +73,7 @@ def create(name: str, quota: int | None, url: str | None, token_file: str | None
     _check(name)
 
     async def work(client: Client) -> None:
-        await client.create_bucket(name, quota=quota)
+        await client.create_bucket(name, quota=quota, uid=os.getuid(), gid=os.getgid())
 
     ask(*server(url, token_file), work)
 

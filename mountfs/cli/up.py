@@ -64,7 +64,7 @@ def _config(server: Server, point: Path, state: Path, values: dict[str, Any]) ->
 
     async def first_bucket(client: Client) -> None:
         if not await client.buckets():
-            await client.create_bucket(FIRST_BUCKET)
+            await client.create_bucket(FIRST_BUCKET, uid=os.getuid(), gid=os.getgid())
 
     ask(server.url, token, first_bucket)
     fields = MountOptions.__dataclass_fields__.keys()

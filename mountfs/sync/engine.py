@@ -101,10 +101,10 @@ class Engine:
             self._unwatch(row_id)
         self.start()
 
-    async def create_bucket(self, name: str) -> BucketState:
+    async def create_bucket(self, name: str, mode: int, uid: int, gid: int) -> BucketState:
         """Create a bucket and show it in the root."""
         try:
-            info = await self.context.client.create_bucket(name)
+            info = await self.context.client.create_bucket(name, uid=uid, gid=gid, mode=mode)
         except ClientError as error:
             raise os_error(error) from error
         state = await self.remote.adopt(info, ROOT_INO)

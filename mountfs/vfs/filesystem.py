@@ -14,7 +14,7 @@ import trio
 from mountfs.config import MountOptions
 from mountfs.local.inodes import Inode
 from mountfs.sync.engine import Engine
-from mountfs.vfs.attributes import Attributes, Changes
+from mountfs.vfs.attributes import Attributes
 from mountfs.vfs.caller import Caller
 from mountfs.vfs.directories import Directories
 from mountfs.vfs.files import Files
@@ -78,8 +78,7 @@ class FileSystem:
         text = name.decode(errors="replace")
         if not valid_bucket(text):
             raise failure(errno.EINVAL)
-        state = await self.engine.create_bucket(text)
-        await self.attributes.set(state.root, Changes(mode=mode, uid=caller.uid, gid=caller.gid))
+        state = await self.engine.create_bucket(text, mode & 0o7777, caller.uid, caller.gid)
         return await self.tree.inode(state.root)
 
     async def rmdir(self, parent: int, name: bytes) -> None:

@@ -106,10 +106,16 @@ class Client:
         id: bytes | None = None,  # noqa: A002
         quota: int | None = None,
         *,
+        uid: int = 0,
+        gid: int = 0,
+        mode: int = 0o755,
         deadline: float | None = None,
     ) -> Bucket:
-        """Create a bucket with a quota in bytes; with the ``id`` of one that exists, return that one."""
-        body = pack(NewBucket(id or new_id(), quota))
+        """Create a bucket with a quota in bytes; with the ``id`` of one that exists, return that one.
+
+        ``uid``, ``gid`` and ``mode`` are those of its root directory.
+        """
+        body = pack(NewBucket(id or new_id(), quota, uid, gid, mode))
         return await self._node.call("PUT", _bucket(name), Bucket, body=body, deadline=self._seconds(deadline))
 
     async def set_bucket(self, name: str, settings: BucketSettings, *, deadline: float | None = None) -> Bucket:

@@ -41,7 +41,7 @@ class BucketEndpoint(HTTPEndpoint):
         if len(new.id) != 16:
             raise Refused(Code.MALFORMED, f"id has {len(new.id)} bytes, not 16")
         _check_quota(new.quota_bytes)
-        return answer(request, _bucket(here, await here.metadata.create_bucket(name, new.id, new.quota_bytes)))
+        return answer(request, _bucket(here, await here.metadata.create_bucket(name, new)))
 
     async def patch(self, request: Request) -> Response:
         identity(request, "admin")

@@ -16,7 +16,7 @@ from granian._granian import SocketHolder
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nodeserver.access.tokens import Keys
 from nodeserver.chunks import ChunkStore
@@ -63,6 +63,27 @@ class _Embedded(Server):
         self.main_loop_interrupt.set()
 
 
+class _InFlight:
+    """Around an application: the requests it is at work on, to end those that outlast the server."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._tasks.discard(task)
+
+    def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 picks one. Raises ``OSError``.
 
@@ -104,7 +125,8 @@ async def serve(
     purge = Purge(metadata, chunks)
     services = Services(node=node, metadata=metadata, chunks=chunks, keys=keys, purge=purge)
     address, url = listener.getsockname()[:2], url_of(listener)
-    server = _Embedded(build(services), listener)
+    requests = _InFlight(build(services))
+    server = _Embedded(requests, listener)
     async with _background(purge), asyncio.TaskGroup() as tasks:
         serving = tasks.create_task(server.serve())
         await _first_answer(*address)
@@ -120,7 +142,7 @@ async def serve(
         _, late = await asyncio.wait([serving], timeout=GRACE)
         if late:
             log.warning("requests that ran longer than %g s were cut off", GRACE)
-            serving.cancel()
+            requests.cancel()
 
 
 def notify_systemd(state: str) -> None:

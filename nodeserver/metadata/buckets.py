@@ -13,11 +13,10 @@ from nodeserver.metadata import tables
 from nodeserver.metadata.errors import BucketExists, BucketNotEmpty, NoBucket
 from nodeserver.metadata.tree import Inode
 from nodeserver.protocol.ids import new_id
-from nodeserver.protocol.wire import FileId
+from nodeserver.protocol.wire import FileId, NewBucket
 
 _bucket = tables.bucket.c
 
-ROOT_MODE = stat.S_IFDIR | 0o755
 PURGE = 1000
 """Rows of a deleted bucket that go in one transaction."""
 
@@ -53,15 +52,17 @@ def every(connection: Connection) -> list[BucketRow]:
     return [_of(row) for row in rows]
 
 
-def create(connection: Connection, name: str, id_: bytes, quota: int | None, now_ns: int) -> BucketRow:
+def create(connection: Connection, name: str, new: NewBucket, now_ns: int) -> BucketRow:
     """A new bucket with an empty root, or the one that the same request made before. Raises ``BucketExists``."""
-    for row in connection.execute(select(tables.bucket).where((_bucket.name == name) | (_bucket.id == id_))):
-        if (row.name, row.id) != (name, id_):
+    for row in connection.execute(select(tables.bucket).where((_bucket.name == name) | (_bucket.id == new.id))):
+        if (row.name, row.id) != (name, new.id):
             raise BucketExists(f"the bucket {name!r} exists" if row.name == name else "the id is another bucket's")
         return _of(row)
-    root = Inode(new_id(), ROOT_MODE, nlink=2, atime_ns=now_ns, mtime_ns=now_ns, ctime_ns=now_ns)
+    mode = stat.S_IFDIR | new.mode & 0o7777
+    times = {"atime_ns": now_ns, "mtime_ns": now_ns, "ctime_ns": now_ns}
+    root = Inode(new_id(), mode, uid=new.uid, gid=new.gid, nlink=2, **times)
     values = {
-        "id": id_,
+        "id": new.id,
         "name": name,
         "root": root.id,
         "chunk_key": os.urandom(32),
@@ -70,7 +71,7 @@ def create(connection: Connection, name: str, id_: bytes, quota: int | None, now
         "time_ns": now_ns,
         "used_bytes": 0,
         "used_files": 0,
-        "quota_bytes": quota,
+        "quota_bytes": new.quota_bytes,
     }
     made = connection.execute(insert(tables.bucket), values).inserted_primary_key
     assert made is not None

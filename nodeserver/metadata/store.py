@@ -12,7 +12,7 @@ from nodeserver.metadata import buckets, commits, reads
 from nodeserver.metadata.buckets import BucketRow
 from nodeserver.metadata.database import Database
 from nodeserver.metadata.migrations import STEPS, Step, migrate
-from nodeserver.protocol.wire import Change, Commit, Committed, FileAnswer, FileId, Listing
+from nodeserver.protocol.wire import Change, Commit, Committed, FileAnswer, FileId, Listing, NewBucket
 
 
 class Metadata:
@@ -65,9 +65,9 @@ class Metadata:
         """All buckets, by name."""
         return await self._database.read(buckets.every)
 
-    async def create_bucket(self, name: str, id_: bytes, quota: int | None = None) -> BucketRow:
+    async def create_bucket(self, name: str, new: NewBucket) -> BucketRow:
         """A new bucket, or the one that the same request made before."""
-        return await self._database.write(buckets.create, name, id_, quota, time.time_ns())
+        return await self._database.write(buckets.create, name, new, time.time_ns())
 
     async def set_quota(self, name: str, quota: int | None) -> BucketRow:
         """Limit a bucket to ``quota`` bytes, None for no limit."""

@@ -288,6 +288,10 @@ class NewBucket(msgspec.Struct):
 
     id: bytes
     quota_bytes: int | None = None
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o755
+    """Owner and permission bits of the root directory."""
 
 
 class BucketSettings(msgspec.Struct):
