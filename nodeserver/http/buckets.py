@@ -11,11 +11,10 @@ from nodeserver.http.codec import answer, read
 from nodeserver.http.problems import Refused
 from nodeserver.http.services import Services, identity, services
 from nodeserver.metadata.buckets import BucketRow
+from nodeserver.metadata.checks import check_bucket, check_quota
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.names import valid_bucket
 from nodeserver.protocol.wire import Bucket, Buckets, BucketSettings, NewBucket, Usage
-
-MAX_QUOTA = (1 << 63) - 1
 
 
 class BucketsEndpoint(HTTPEndpoint):
@@ -38,15 +37,13 @@ class BucketEndpoint(HTTPEndpoint):
         if not valid_bucket(name):
             raise Refused(Code.INVALID_NAME, f"{name[:80]!r} cannot be the name of a bucket")
         new = await read(request, NewBucket)
-        if len(new.id) != 16:
-            raise Refused(Code.MALFORMED, f"id has {len(new.id)} bytes, not 16")
-        _check_quota(new.quota_bytes)
+        check_bucket(new)
         return answer(request, _bucket(here, await here.metadata.create_bucket(name, new)))
 
     async def patch(self, request: Request) -> Response:
         identity(request, "admin")
         here, settings = services(request), await read(request, BucketSettings)
-        _check_quota(settings.quota_bytes)
+        check_quota(settings.quota_bytes)
         return answer(request, _bucket(here, await here.metadata.set_quota(_name(request), settings.quota_bytes)))
 
     async def delete(self, request: Request) -> Response:
@@ -70,11 +67,6 @@ def _bucket(here: Services, row: BucketRow) -> Bucket:
 def _name(request: Request) -> str:
     name: str = request.path_params["bucket"]
     return name
-
-
-def _check_quota(quota: int | None) -> None:
-    if quota is not None and not 0 <= quota <= MAX_QUOTA:
-        raise Refused(Code.MALFORMED, f"a quota of {quota} bytes")
 
 
 ROUTES = [Route("/v1/buckets", BucketsEndpoint), Route("/v1/buckets/{bucket}", BucketEndpoint)]

@@ -59,9 +59,7 @@ def create(connection: Connection, name: str, new: NewBucket, now_ns: int) -> Bu
             raise BucketExists(f"the bucket {name!r} exists" if row.name == name else "the id is another bucket's")
         return _of(row)
     mode = stat.S_IFDIR | new.mode & 0o7777
-    root = Inode(
-        new_id(), mode, uid=new.uid, gid=new.gid, nlink=2, atime_ns=now_ns, mtime_ns=now_ns, ctime_ns=now_ns
-    )
+    root = Inode(new_id(), mode, uid=new.uid, gid=new.gid, nlink=2, atime_ns=now_ns, mtime_ns=now_ns, ctime_ns=now_ns)
     values = {
         "id": new.id,
         "name": name,

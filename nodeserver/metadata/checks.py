@@ -14,6 +14,7 @@ from nodeserver.protocol.wire import (
     Exchange,
     Link,
     Manifest,
+    NewBucket,
     Op,
     Rename,
     SetAttr,
@@ -42,6 +43,19 @@ class InvalidName(Invalid):
 
 class TooLarge(Invalid):
     """More of something than one request may carry."""
+
+
+def check_bucket(new: NewBucket) -> None:
+    """Check a bucket that is to be made. Raises ``Invalid``."""
+    _ids(id=new.id)
+    _within(_U32, uid=new.uid, gid=new.gid)
+    _within((0, 0o7777), mode=new.mode)
+    check_quota(new.quota_bytes)
+
+
+def check_quota(quota: int | None) -> None:
+    """Check a limit in bytes. Raises ``Invalid``."""
+    _within((0, MAX_SIZE), quota_bytes=quota)
 
 
 def check_commit(commit: Commit) -> set[ChunkId]:

@@ -26,6 +26,7 @@ from nodeserver.protocol.wire import (
     FileId,
     Link,
     Manifest,
+    NewBucket,
     Op,
     Rename,
     Result,
@@ -47,7 +48,7 @@ class Bucket:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.row = buckets.create(connection, "bucket", new_id(), None, 1)
+        self.row = buckets.create(connection, "bucket", NewBucket(new_id()), 1)
         self.root = self.row.root
         self.trees: list[dict[Place, FileId]] = [{}]
 
