@@ -173,7 +173,16 @@ def test_wrong_names_of_buckets(api: Api, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"id": b"x"}, {"id": OTHER, "quota_bytes": -1}, {"id": OTHER, "quota_bytes": HUGE - 1}]
+    "body",
+    [
+        {},
+        {"id": b"x"},
+        {"id": OTHER, "quota_bytes": -1},
+        {"id": OTHER, "quota_bytes": HUGE - 1},
+        {"id": OTHER, "uid": 1 << 32},
+        {"id": OTHER, "gid": -1},
+        {"id": OTHER, "mode": 0o10000},
+    ],
 )
 def test_wrong_new_buckets(api: Api, body: dict[str, Any]) -> None:
     problem(api.http.put("/buckets/new-bucket", content=pack(body)), Code.MALFORMED)

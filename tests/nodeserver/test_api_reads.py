@@ -15,6 +15,7 @@ from nodeserver.protocol.wire import (
     INLINE_SLICES,
     Bucket,
     Buckets,
+    FileAnswer,
     Listing,
     Manifest,
     NewBucket,
@@ -124,13 +125,16 @@ def test_a_long_poll_ends_when_its_bucket_does(api: Api) -> None:
 
 
 def test_buckets(api: Api) -> None:
-    new = NewBucket(new_id(), quota_bytes=5)
+    new = NewBucket(new_id(), quota_bytes=5, uid=7, gid=8, mode=0o2750)
     path = f"/buckets/{api.name}-2"
     first = unpack(api.http.put(path, content=pack(new)).content, Bucket)
     again = unpack(api.http.put(path, content=pack(new)).content, Bucket)
     assert (again.id, again.root, again.chunk_key) == (first.id, first.root, first.chunk_key)
     assert first.id == new.id
     assert first.usage.quota_bytes == 5
+    root = unpack(api.http.get(f"{path}/files/{first.root.hex()}").content, FileAnswer).file
+    assert root is not None
+    assert (root.mode, root.uid, root.gid, root.nlink) == (0o42750, 7, 8, 2)
     assert first.chunk_key != api.bucket.chunk_key
     problem(api.http.put(path, content=pack(NewBucket(new_id()))), Code.BUCKET_EXISTS)
     problem(api.http.put(path + "x", content=pack(new)), Code.BUCKET_EXISTS)
