@@ -17,7 +17,7 @@ import trio
 
 from mountfs import control, mounts
 from mountfs.config import MountConfig
-from mountfs.errors import MountError
+from mountfs.errors import MountError, Pending
 from mountfs.fuse import session
 from mountfs.local.database import Database
 from mountfs.local.inodes import Inode
@@ -63,10 +63,12 @@ async def _main(config: MountConfig, db: Database, ready: Callable[[], None]) ->
         await _attach(config, engine, client)
         engine.start()
         fs = FileSystem(engine, config.options)
-        await Daemon(config, fs).serve(nursery, ready)
-        nursery.cancel_scope.cancel()
-        context.inodes.write_times()
-        context.slabs.close()
+        try:
+            await Daemon(config, fs).serve(nursery, ready)
+        finally:
+            nursery.cancel_scope.cancel()
+            context.inodes.write_times()
+            context.slabs.close()
 
 
 async def _attach(config: MountConfig, engine: Engine, client: Client) -> None:
@@ -173,8 +175,8 @@ class Daemon:
             await session.serve()
             self._fs.files.release_all()
             left = await self._fs.drain(config.drain_deadline if not self._stopping.is_set() else 0)
-            for name in left:
-                log.warning("not on the nodes yet: %s", name)
+        if left:
+            raise Pending(f"not on the nodes yet, to be sent at the next mount: {', '.join(left)}")
 
     def _read_ahead(self) -> None:
         device = next((m for m in _devices() if m[0] == str(self._config.mountpoint)), None)
@@ -187,10 +189,10 @@ class Daemon:
             task_status.started()
             async with trio.open_nursery() as nursery:
                 async for _ in signals:
-                    if self._stopping.is_set():
-                        session.end()
-                    else:
-                        nursery.start_soon(self._drain_and_end)
+                    nursery.start_soon(self._drain_and_end)
+                    break
+                async for _ in signals:
+                    self._stopping.set()
 
     async def _drain_and_end(self) -> None:
         await self._drain(self._config.drain_deadline)

@@ -62,19 +62,20 @@ class Engine:
 
     async def _follow(self, bucket: BucketState) -> None:
         """Apply what others change, as it happens."""
-        delay = FEED_RETRY_FIRST
+        delay, wait = FEED_RETRY_FIRST, FEED_WAIT
         while True:
             try:
-                changes = await self.context.client.changes(bucket.name, bucket.seq, FEED_WAIT)
+                changes = await self.context.client.changes(bucket.name, bucket.seq, wait)
             except ClientError as error:
                 if isinstance(error, Refused) and error.code is Code.HISTORY_GONE:
                     await self._start_over(bucket)
                     continue
                 log.debug("change feed of bucket %s: %s", bucket.name, error)
                 await trio.sleep(delay * (0.5 + random.random()))  # noqa: S311
-                delay = min(delay * 2, FEED_RETRY_MOST)
+                # The next request may be the one that finds the server back: its answer must not wait for changes.
+                delay, wait = min(delay * 2, FEED_RETRY_MOST), 0.0
                 continue
-            delay = FEED_RETRY_FIRST
+            delay, wait = FEED_RETRY_FIRST, FEED_WAIT
             self.remote.apply(bucket, changes)
 
     async def _start_over(self, bucket: BucketState) -> None:

@@ -17,6 +17,7 @@ XATTR_NAME_MAX = 255
 XATTR_SIZE_MAX = 65_536
 XATTR_LIST_MAX = 65_536
 """As Linux has them."""
+XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 
 PERMISSIONS = 0o7777
 
@@ -90,6 +91,7 @@ class Attributes:
 
     async def get_xattr(self, ino: int, name: bytes) -> bytes:
         """A value. Raises OSError(ENODATA)."""
+        _check_xattr_name(name)
         inode = await self._tree.inode(ino)
         value = inode.xattr_map().get(name) if inode.xattrs else None
         if value is None:
@@ -101,10 +103,7 @@ class Attributes:
 
     async def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Set a value. Raises OSError: EOPNOTSUPP for namespaces of the system, ERANGE, E2BIG, ENOSPC."""
-        if name.startswith(b"system."):
-            raise failure(errno.EOPNOTSUPP)
-        if len(name) > XATTR_NAME_MAX:
-            raise failure(errno.ERANGE)
+        _check_xattr_name(name)
         if len(value) > XATTR_SIZE_MAX:
             raise failure(errno.E2BIG)
         inode = await self._tree.inode(ino)
@@ -115,6 +114,7 @@ class Attributes:
 
     async def remove_xattr(self, ino: int, name: bytes) -> None:
         """Remove a value. Raises OSError(ENODATA)."""
+        _check_xattr_name(name)
         inode = await self._tree.inode(ino)
         xattrs = inode.xattr_map()
         if xattrs.pop(name, None) is None:
@@ -128,6 +128,16 @@ class Attributes:
         with self._db.transaction():
             self._inodes.update(inode.ino, xattrs=pack_xattrs(xattrs), ctime=now)
             self._journal.add_attr(inode.bucket, inode.ino, now, Field.XATTRS)
+
+
+def _check_xattr_name(name: bytes) -> None:
+    """Only names of the namespaces that files can have. Raises OSError as Linux does."""
+    if len(name) > XATTR_NAME_MAX:
+        raise failure(errno.ERANGE)
+    if not name.startswith(XATTR_NAMESPACES):
+        raise failure(errno.EOPNOTSUPP)
+    if name in XATTR_NAMESPACES:
+        raise failure(errno.EINVAL)
 
 
 def _without_setid(inode: Inode, mode: int | None) -> int | None:
