@@ -8,6 +8,7 @@ because a system call that waits for a stuck daemon cannot be interrupted in any
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -258,7 +259,13 @@ class Mount:
         Mount.live.discard(self)
 
     def _answers(self) -> bool:
-        return is_mount(self.path) and os.stat(self.path).st_dev != os.stat(self.path.parent).st_dev
+        try:
+            # not stat: of a dead mount that is still there the kernel may know the attributes
+            return is_mount(self.path) and os.statvfs(self.path).f_namemax > 0
+        except OSError as error:
+            if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+                raise
+            return False
 
     def end(self, sig: signal.Signals) -> int:
         """Send ``sig`` and wait for the daemon's end; its exit code."""
@@ -291,13 +298,8 @@ class Watchdog:
 
 def is_mount(path: Path) -> bool:
     """Whether something is mounted at ``path``; asks the kernel's table, never the file system itself."""
-    return str(path) in mount_points()
-
-
-def mount_points() -> list[str]:
-    """All mount points of this process."""
     with open("/proc/self/mountinfo") as table:
-        return [line.split()[4].replace("\\040", " ") for line in table]
+        return str(path) in (line.split()[4] for line in table)
 
 
 @contextlib.contextmanager

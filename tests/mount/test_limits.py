@@ -57,6 +57,7 @@ def holds(directory: Path, sizes: list[int], prefix: str = "fill") -> None:
 
 def test_a_cache_full_of_unsent_data_refuses_more_and_goes_on_afterwards(node: Node, make_mount: MakeMount) -> None:
     mount = make_mount(node, node.create_bucket("limits"), cache_size="32M", options=OPTIONS)
+    assert os.listdir(mount.path) == []  # or nobody could say that names are free
     node.kill()
     *accepted, failure = fill(mount.path)
     assert failure == errno.ENOSPC
@@ -67,8 +68,6 @@ def test_a_cache_full_of_unsent_data_refuses_more_and_goes_on_afterwards(node: N
     (mount.path / "one").unlink(missing_ok=True)
     mount.remount(signal.SIGKILL)
     holds(mount.path, accepted)
-    (mount.path / "fill0").unlink()
-    (mount.path / "fill0").write_bytes(body("fill0", MIB))
     node.start()
     mount.sync()
     assert fill(mount.path, "after", most=40)[-1] == 0
@@ -113,6 +112,7 @@ def test_a_full_local_disk_refuses_more_and_goes_on_afterwards(
 ) -> None:
     mount = make_mount(node, node.create_bucket("limits"), state=disk / "state", options=OPTIONS)
     mount.log = tmp_path / "log"
+    assert os.listdir(mount.path) == []  # or nobody could say that names are free
     node.kill()
     *accepted, failure = fill(mount.path)
     assert failure == errno.ENOSPC
@@ -189,7 +189,8 @@ def test_an_exceeded_quota_is_told_and_more_quota_lets_everything_go_up(node: No
     os.truncate(mount.path / "durable0", MIB)
     assert attempt("write(path, 0, fsync=True)", mount.path / "empty", 5) == "", "what needs no space goes on"
     *accepted, failure = fill(mount.path, "local", most=5)
-    assert failure in (0, errno.EDQUOT), "accepted here, or refused: never lost"
+    # for close the kernel makes EIO of any error but ENOSPC that its writeback met
+    assert failure in (0, errno.EDQUOT, errno.EIO), "accepted here, or refused: never lost"
     facts = os.statvfs(mount.path)
     assert facts.f_blocks * facts.f_frsize <= 10 * MIB, "df shows the quota"
     node.set_quota(bucket, 100 * MIB)
