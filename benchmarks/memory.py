@@ -40,7 +40,7 @@ def measure(base: Path, files: int, size: int, console: Console) -> tuple[dict[s
                 (directory / f"f{number:07}").touch()
         note(f"{files} files made")
         system.durable()
-        note("and durable")
+        note("the files durable")
         system.cold()
         if (found := sum(1 for _ in _walk(system.path))) != files:
             raise RuntimeError(f"{found} files found instead of {files}")
@@ -51,7 +51,7 @@ def measure(base: Path, files: int, size: int, console: Console) -> tuple[dict[s
                     stream.write(block)
         note(f"{size // MIB} MiB copied in")
         system.durable()
-        note("and durable ")
+        note("the copies durable")
         system.cold()
         buffer = bytearray(MIB)
         for number in range(-(-size // FILE)):
