@@ -17,7 +17,6 @@ from typing import TypeVar
 
 from benchmarks.measures import LOCAL, OURS, RIVAL
 from mountfs import control, mounts
-from mountfs.errors import MountError
 
 BIN = Path(sys.executable).parent
 """Where the commands of the virtual environment are."""
@@ -86,10 +85,6 @@ class System(ABC):
         """Make the folder ready, empty."""
 
     @abstractmethod
-    def stop(self) -> None:
-        """End whatever runs and unmount, in any state."""
-
-    @abstractmethod
     def durable(self) -> None:
         """Return when everything written is where the system keeps it."""
 
@@ -108,9 +103,6 @@ class Local(System):
     name = LOCAL
 
     def start(self) -> None:
-        pass
-
-    def stop(self) -> None:
         pass
 
     def durable(self) -> None:
@@ -138,9 +130,6 @@ class JuiceFS(System):
             "--bucket", f"{self.base}/store/", self._metadata, "bench",
         )  # fmt: skip
         self._mount()
-
-    def stop(self) -> None:
-        unmount(self.path)
 
     def durable(self) -> None:
         pass
@@ -207,13 +196,6 @@ class MountFS(System):
         command(BIN / "mountfs", "bucket", "create", "bench", "--url", self._url, *self._credentials, env=self._env)
         self._mount()
 
-    def stop(self) -> None:
-        self._kill_daemon()
-        if self._server is not None:
-            self._server.kill()
-            self._server.communicate()
-            self._server = None
-
     def durable(self) -> None:
         # As `mountfs sync` does, without the time that starting a command takes.
         answer = control.call(self.state / control.NAME, "sync", {"deadline": PATIENCE}, timeout=PATIENCE)
@@ -237,30 +219,24 @@ class MountFS(System):
         )  # fmt: skip
         self.pid = control.call(self.state / control.NAME, "status")["pid"]
 
-    def _kill_daemon(self) -> None:
-        # What is left to upload is of no interest any more: no drain.
-        unmount(self.path)
-        with contextlib.suppress(MountError):
-            self.pid = control.call(self.state / control.NAME, "status")["pid"]
-        if self.pid:
-            with contextlib.suppress(ProcessLookupError):
-                descriptor = os.pidfd_open(self.pid)
-                with contextlib.closing(os.fdopen(descriptor, "rb")):
-                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                    _wait_for_end(descriptor)
-        self.pid = 0
-
-
-def _wait_for_end(pidfd: int) -> None:
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    poller.poll(10_000)
-
 
 def unmount(path: Path) -> None:
     """Take whatever is mounted at ``path`` off, even while it is used."""
     while any(mount.point == path for mount in mounts.mounted()):
         mounts.unmount(path, lazy=True)
+
+
+def _kill_users(base: Path) -> None:
+    """End the processes that have the directory, whose name is unique, on their command line; wait until they have."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(base) + b"/" not in (process / "cmdline").read_bytes():
+                continue
+            with open(os.pidfd_open(int(process.name)), "rb") as descriptor:
+                signal.pidfd_send_signal(descriptor.fileno(), signal.SIGKILL)
+                poll = select.poll()
+                poll.register(descriptor, select.POLLIN)
+                poll.poll(10_000)
 
 
 @contextlib.contextmanager
@@ -272,7 +248,7 @@ def running(kind: type[Kind], base: Path) -> Iterator[Kind]:
         system.start()
         yield system
     finally:
-        try:
-            system.stop()
-        finally:
-            shutil.rmtree(base, ignore_errors=True)
+        # Nothing of it is of interest any more: neither system gets time to write back what it holds.
+        unmount(system.path)
+        _kill_users(base)
+        shutil.rmtree(base, ignore_errors=True)
