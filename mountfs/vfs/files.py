@@ -9,8 +9,8 @@ from mountfs.local.inodes import Inode
 from mountfs.local.staging import Content
 from mountfs.sync.engine import Engine
 from mountfs.vfs.tree import Tree, failure
+from nodeserver.content.manifest import MAX_SIZE
 
-SIZE_MAX = (1 << 63) - 1
 SEQUENTIAL_SLACK = 4 << 20
 """A read this close behind the last one still counts as sequential: the kernel reads out of order."""
 
@@ -84,42 +84,50 @@ class Files:
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Put ``data`` at ``offset``. Raises OSError: ENOSPC, EDQUOT, EFBIG; then nothing of it is kept."""
         content = self._handles[number].content
-        if offset + len(data) > SIZE_MAX:
+        if offset + len(data) > MAX_SIZE:
             raise failure(errno.EFBIG)
-        self._charge(content, max(0, offset + len(data) - content.layers.size))
+        growth = max(0, offset + len(data) - content.layers.size)
+        self._check(content, growth)
         if not self._context.cache.has_room(len(data)):
             await self._engine.make_room(len(data))
         self._staging.write(content, offset, data)
+        self._charge(content, growth)
         self._handles[number].written = True
         self._engine.uploads.written(content)
         return len(data)
 
-    def _charge(self, content: Content, growth: int) -> None:
-        """Count what the file grows by against quota and the server's disk.
+    def _check(self, content: Content, growth: int) -> None:
+        """Whether quota and the server's disk let a file grow.
 
         Refused here, before anything is accepted, it does not have to be refused there.
         """
         context = self._context
         if context.server_full:
             raise failure(errno.ENOSPC)
-        if not growth:
-            return
         usage = context.buckets.by_id[content.bucket].usage
-        waiting = sum(context.growth.values()) + growth if usage.quota_bytes is not None else growth
-        if usage.quota_bytes is not None and usage.used_bytes + waiting > usage.quota_bytes:
-            raise failure(errno.EDQUOT)
-        context.growth[content.ino] = context.growth.get(content.ino, 0) + growth
+        if growth and usage.quota_bytes is not None:
+            waiting = sum(context.growth.values())
+            if usage.used_bytes + waiting + growth > usage.quota_bytes:
+                raise failure(errno.EDQUOT)
+
+    def _charge(self, content: Content, growth: int) -> None:
+        """Remember what the server does not count yet."""
+        if growth:
+            growing = self._context.growth
+            growing[content.ino] = growing.get(content.ino, 0) + growth
 
     async def truncate(self, ino: int, size: int) -> None:
         """Set a file's size."""
-        if size > SIZE_MAX:
+        if size > MAX_SIZE:
             raise failure(errno.EFBIG)
         inode = await self._tree.inode(ino)
         content = await self._acquire(inode, write=True)
         try:
             if size != content.layers.size:
-                self._charge(content, max(0, size - content.layers.size))
+                growth = max(0, size - content.layers.size)
+                self._check(content, growth)
                 self._staging.truncate(content, size)
+                self._charge(content, growth)
         finally:
             self._staging.release(content, write=True)
 

@@ -112,11 +112,10 @@ class FileSystem:
             return Space(0, 0, 0, NAME_MAX)
         single = len(usages) == 1
         quota = usages[0].quota_bytes if single else None
-        waiting = sum(self._context.growth.values())
-        free = max(0, min(usage.free_bytes for usage in usages) - waiting)
+        free = max(0, min(usage.free_bytes for usage in usages) - self._context.staging.staged_bytes())
         total = max(usage.capacity_bytes for usage in usages)
         if quota is not None:
-            free = min(free, max(0, quota - usages[0].used_bytes - waiting))
+            free = min(free, max(0, quota - usages[0].used_bytes - sum(self._context.growth.values())))
             total = quota
         if self._context.server_full:
             free = 0

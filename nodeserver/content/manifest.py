@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 MAX_INLINE = 1000
 """A manifest with more slices is stored in chunks of its own (``Manifest.indirect``)."""
 
-MAX_SIZE = (1 << 63) - 1
-"""Bytes in the longest file, as ``off_t`` has it."""
+MAX_SIZE = 1 << 60
+"""Bytes in the longest file (1 EiB): far below what ``off_t`` holds, so that sums of sizes do too."""
 
 _decoder = msgspec.msgpack.Decoder(list[Slice])
 

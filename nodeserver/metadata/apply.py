@@ -31,6 +31,9 @@ from nodeserver.protocol.wire import (
 
 OK = Result()
 DROPPED = Result("dropped")
+MOST_BYTES = (1 << 63) - 1
+"""What a bucket can count, and so its quota when it has none."""
+
 QUOTA = Result("quota")
 
 RECOVERED = b"recovered"
@@ -80,7 +83,7 @@ class _Batch:
         self.tree = tree
         self.client = client
         self.time_ns = time_ns
-        self.quota = quota
+        self.quota = quota if quota is not None else MOST_BYTES
         self.refused: dict[VersionId, VersionId] = {}
         """Versions of this batch that the quota refused, and what they were based on."""
 
@@ -289,7 +292,7 @@ class _Batch:
 
     def _exceeds(self, size: int, instead_of: int) -> bool:
         more = size - instead_of
-        return self.quota is not None and more > 0 and self.tree.used_bytes + more > self.quota
+        return more > 0 and self.tree.used_bytes + more > self.quota
 
     @staticmethod
     def _placed(place: Place, wanted: Place, inode: Inode) -> Result:
