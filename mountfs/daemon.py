@@ -141,7 +141,7 @@ def _make_root(engine: Engine) -> None:
     if context.inodes.get(ROOT_INO) is None:
         now = time.time_ns()
         root = Inode(
-            ROOT_INO, 0, b"", 0o40755, os.getuid(), os.getgid(), 0, 2, 0, now, now, now, 0, 0, 0, b"", b"", None
+            ROOT_INO, 0, b"", 0o40755, os.getuid(), os.getgid(), 0, 2, 0, 0, now, now, now, 0, 0, 0, b"", b"", None
         )
         with context.db.transaction():
             context.inodes.insert(root, pack_slices([]))

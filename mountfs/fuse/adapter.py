@@ -62,7 +62,7 @@ class Adapter(pyfuse3.Operations):
         entry.st_rdev = inode.rdev
         entry.st_size = inode.size
         entry.st_blksize = BLOCK
-        entry.st_blocks = (inode.size + 511) >> 9
+        entry.st_blocks = (inode.size - inode.holes + 511) >> 9
         entry.st_atime_ns = inode.atime
         entry.st_mtime_ns = inode.mtime
         entry.st_ctime_ns = inode.ctime

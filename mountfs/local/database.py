@@ -56,6 +56,7 @@ CREATE TABLE inode (
     rdev INTEGER NOT NULL,
     nlink INTEGER NOT NULL,
     size INTEGER NOT NULL,
+    holes INTEGER NOT NULL,         -- bytes of size that are known to take no room
     atime INTEGER NOT NULL,
     mtime INTEGER NOT NULL,
     ctime INTEGER NOT NULL,

@@ -11,7 +11,7 @@ import msgspec
 from mountfs.local.database import Database
 from nodeserver.content.manifest import pack_slices
 from nodeserver.protocol.ids import ROOT_INO, ino_of
-from nodeserver.protocol.wire import File
+from nodeserver.protocol.wire import File, Slice
 
 UNKNOWN = 0
 """In place of an inode number in a name: ask the server."""
@@ -29,6 +29,7 @@ class Inode(NamedTuple):
     rdev: int
     nlink: int
     size: int
+    holes: int
     atime: int
     mtime: int
     ctime: int
@@ -74,6 +75,11 @@ def pack_xattrs(xattrs: dict[bytes, bytes]) -> bytes | None:
 def unpack_xattrs(packed: bytes | None) -> dict[bytes, bytes]:
     """The inverse of :func:`pack_xattrs`."""
     return msgspec.msgpack.decode(packed, type=dict[bytes, bytes]) if packed else {}
+
+
+def holes_in(slices: Iterable[Slice]) -> int:
+    """Bytes of a version that take no room."""
+    return sum(piece.length for piece in slices if not piece.chunk)
 
 
 class Inodes:
@@ -180,12 +186,12 @@ class Inodes:
         columns = ", ".join(f"{column} = ?" for column in values)
         self._execute(f"UPDATE inode SET {columns} WHERE ino = ?", (*values.values(), ino))  # noqa: S608
 
-    def resize(self, ino: int, size: int) -> None:
-        """A file has another size now."""
+    def resize(self, ino: int, size: int, holes: int) -> None:
+        """A file has another size now, ``holes`` bytes of which take no room."""
         known = self._known.get(ino)
         if known is not None:
-            self._known[ino] = known._replace(size=size)
-        self._execute("UPDATE inode SET size = ? WHERE ino = ?", (size, ino))
+            self._known[ino] = known._replace(size=size, holes=holes)
+        self._execute("UPDATE inode SET size = ?, holes = ? WHERE ino = ?", (size, holes, ino))
 
     def touch(self, ino: int, time_ns: int, links: int = 0) -> None:
         """A directory's names changed: mtime and ctime, and ``links`` sub-directories more."""
@@ -247,8 +253,9 @@ class Inodes:
             content = pack_slices([])
         self._times.pop(ino, None)
         self._known.pop(ino, None)
+        holes = holes_in(file.manifest.slices) if file.manifest else 0
         row = Inode(
-            ino, bucket, file.id, file.mode, file.uid, file.gid, file.rdev, file.nlink, file.size,
+            ino, bucket, file.id, file.mode, file.uid, file.gid, file.rdev, file.nlink, file.size, holes,
             file.atime_ns, file.mtime_ns, file.ctime_ns, parent, complete, 0,
             file.version, file.target, pack_xattrs(file.xattrs),
         )  # fmt: skip

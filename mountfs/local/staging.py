@@ -67,6 +67,8 @@ class Content:
         """The nodes have the content up to this offset, though no commit refers to it yet."""
         self.lowest_write = 0
         """Lowest offset changed since an early upload set this to the end of the file."""
+        self.holes = 0
+        """Bytes of it known to take no room, perhaps some too many until it is sealed."""
         self.dirty = False
         """Changed since the last seal."""
         self.sealed: Snapshot | None = None
@@ -146,7 +148,9 @@ class Staging:
         )
         layers = Layers(unpack_slices(packed), ExtentMap(Extent._make(row) for row in rows), inode.size)
         session = self._sessions.get(ino) or os.urandom(16)
-        return Content(ino, inode.bucket, layers, inode.version, session)
+        content = Content(ino, inode.bucket, layers, inode.version, session)
+        content.holes = inode.holes
+        return content
 
     def _reload(self, content: Content) -> None:
         """Follow the file to another version, where nothing here was written over the old one."""
@@ -172,7 +176,7 @@ class Staging:
         slab, position = self._place(content, offset, data, over)
         content.lowest_write = min(content.lowest_write, offset)
         with self._db.transaction():
-            freed = self._fill_gap(content, offset)
+            freed = self._extend(content, offset)
             freed += self._lay(content, Extent(offset, len(data), slab, position, content.gen))
             self._note(content, max(content.layers.size, end))
         self._discard(content, freed)
@@ -203,7 +207,7 @@ class Staging:
         content.early = min(content.early, size)
         with self._db.transaction():
             if size > content.layers.size:
-                freed = self._fill_gap(content, size)
+                freed = self._extend(content, size)
             else:
                 gone, fresh = content.layers.overlay.cut(size)
                 self._db.execute("DELETE FROM staged WHERE ino = ? AND offset >= ?", (content.ino, size))
@@ -215,9 +219,10 @@ class Staging:
             self._note(content, size)
         self._discard(content, freed)
 
-    def _fill_gap(self, content: Content, offset: int) -> list[Extent]:
-        """Zeros from the present end to ``offset``, where something underneath would show otherwise."""
+    def _extend(self, content: Content, offset: int) -> list[Extent]:
+        """Zeros from the present end to ``offset``: laid down only where something underneath would show."""
         size = content.layers.size
+        content.holes += max(0, offset - size)
         below = max(content.layers.base_size, *(snapshot.layers.size for snapshot in content.snapshots()), 0)
         if offset <= size or below <= size:
             return []
@@ -248,7 +253,8 @@ class Staging:
         """The file changed and now has ``size`` bytes: into the database, inside the caller's transaction."""
         if size != content.layers.size:
             content.layers.size = size
-            self._inodes.resize(content.ino, size)
+            content.holes = min(content.holes, size)
+            self._inodes.resize(content.ino, size, content.holes)
         self._journal.add_write(content.bucket, content.ino, time.time_ns())
         content.dirty = True
         self._touch(content)
@@ -285,9 +291,18 @@ class Staging:
         """End a generation: what has been written so far is to be sent."""
         if content.dirty:
             content.dirty = False
+            if content.holes:
+                self._count_holes(content)
             if content.writers:
                 content.sealed = self._freeze(content)
             self._journal.seal(content.ino)
+
+    def _count_holes(self, content: Content) -> None:
+        """Some of what was a hole may have been written."""
+        layers = content.layers
+        content.holes = sum(part.length for part in layers.plan(0, layers.size) if not (part.slab or part.chunk))
+        with self._db.transaction():
+            self._inodes.resize(content.ino, layers.size, content.holes)
 
     def _freeze(self, content: Content) -> Snapshot:
         is_open = content.writers > 0

@@ -16,7 +16,7 @@ from typing import TypeVar
 import trio
 
 from mountfs.local.buckets import BucketState
-from mountfs.local.inodes import UNKNOWN, Inode
+from mountfs.local.inodes import UNKNOWN, Inode, holes_in
 from mountfs.sync.context import Context
 from mountfs.sync.downloads import Downloads
 from mountfs.sync.errors import deadline, os_error
@@ -136,7 +136,7 @@ class Remote:
         with context.db.transaction():
             self._take(bucket, file, inode.parent)
             if not context.pending(inode.ino):
-                context.inodes.update(inode.ino, content=pack_slices(slices))
+                context.inodes.update(inode.ino, content=pack_slices(slices), holes=holes_in(slices))
 
     async def _all_slices(self, bucket: BucketState, file: wire.File) -> list[wire.Slice]:
         """A file's slices, fetched from chunks when the manifest is stored there."""

@@ -122,7 +122,7 @@ class Tree:
         file_id = new_id()
         inode = Inode(
             self._inodes.ino(file_id), directory.bucket, file_id, mode, caller.uid, gid, rdev, 2 if is_dir else 1,
-            len(target), now, now, now, parent, 1, 0, b"", target, None,
+            len(target), 0, now, now, now, parent, 1, 0, b"", target, None,
         )  # fmt: skip
         with self._db.transaction():
             self._inodes.insert(inode, EMPTY)
