@@ -40,7 +40,7 @@ class ChunkEndpoint(HTTPEndpoint):
         identity(request, "admin")
         here, chunk = services(request), hex_id(request, "chunk", CHUNK_ID)
         bucket = await here.metadata.identify(request.path_params["bucket"])
-        await _put(request, bucket.id, [(chunk, await read_body(request, MAX_STORED))])
+        await put(request, bucket.id, [(chunk, await read_body(request, MAX_STORED))])
         return Response(status_code=204)
 
     @staticmethod
@@ -61,7 +61,7 @@ async def put_chunks(request: Request) -> Response:
     if len(batch.chunks) > MAX_BATCH_CHUNKS or sum(len(stored) for _, stored in batch.chunks) > MAX_BATCH_BYTES:
         raise Refused(Code.TOO_LARGE, f"a batch has at most {MAX_BATCH_CHUNKS} chunks of {MAX_BATCH_BYTES} bytes")
     _check_ids([chunk for chunk, _ in batch.chunks])
-    await _put(request, bucket.id, batch.chunks)
+    await put(request, bucket.id, batch.chunks)
     return Response(status_code=204)
 
 
@@ -82,7 +82,8 @@ async def missing(request: Request) -> Response:
     return answer(request, ChunkIds(await here.chunks.missing(bucket.id, wanted.ids)))
 
 
-async def _put(request: Request, bucket: bytes, chunks: list[tuple[ChunkId, bytes]]) -> None:
+async def put(request: Request, bucket: bytes, chunks: list[tuple[ChunkId, bytes]]) -> None:
+    """Store chunks that came in a request. Raises ``Refused`` when one is damaged, and stores none then."""
     try:
         await services(request).chunks.put(bucket, chunks)
     except CorruptChunk as error:

@@ -7,6 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nodeserver.http.buckets import usage
+from nodeserver.http.chunks import put
 from nodeserver.http.codec import answer, integer_parameter, read, seconds_parameter
 from nodeserver.http.problems import Refused
 from nodeserver.http.services import identity, services
@@ -24,6 +25,8 @@ async def commit(request: Request) -> Response:
     known = await here.metadata.identify(bucket)
     batch = await read(request, Commit)
     chunks = check_commit(batch)
+    if batch.chunks:
+        await put(request, known.id, batch.chunks)
     if chunks and (missing := await here.chunks.missing(known.id, list(chunks))):
         if (first := await here.metadata.answered(bucket, batch)) is not None:
             return answer(request, first)

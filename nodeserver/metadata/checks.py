@@ -7,6 +7,7 @@ import stat
 from nodeserver.content.manifest import MAX_INLINE, MAX_SIZE, BadManifest, check_slices
 from nodeserver.protocol.names import NAME_MAX, valid_name
 from nodeserver.protocol.wire import (
+    MAX_COMMIT_CHUNKS,
     MAX_COMMIT_OPS,
     ChunkId,
     Commit,
@@ -59,12 +60,16 @@ def check_quota(quota: int | None) -> None:
 
 
 def check_commit(commit: Commit) -> set[ChunkId]:
-    """The chunks that a commit refers to. Raises ``Invalid``."""
+    """The chunks that a commit refers to and does not carry. Raises ``Invalid``."""
     if len(commit.ops) > MAX_COMMIT_OPS:
         raise TooLarge(f"{len(commit.ops)} operations are more than {MAX_COMMIT_OPS}")
     _ids(client=commit.client, batch=commit.batch)
     if len(commit.client_name) > NAME_MAX:
         raise TooLarge("the client's name is too long")
+    if any(len(chunk) != HASH for chunk, _ in commit.chunks):
+        raise Invalid(f"a chunk id has {HASH} bytes")
+    if sum(len(stored) for _, stored in commit.chunks) > MAX_COMMIT_CHUNKS:
+        raise TooLarge(f"a commit carries at most {MAX_COMMIT_CHUNKS} bytes of chunks; store more of them before")
     chunks: set[ChunkId] = set()
     for number, op in enumerate(commit.ops):
         try:
@@ -73,7 +78,7 @@ def check_commit(commit: Commit) -> set[ChunkId]:
             raise type(error)(f"operation {number}: {error}") from error
         if isinstance(op, Write):
             chunks.update(piece.chunk for piece in op.manifest.slices if piece.chunk)
-    return chunks
+    return chunks.difference(chunk for chunk, _ in commit.chunks)
 
 
 def check_op(op: Op) -> None:

@@ -52,7 +52,7 @@ def commit(connection: Connection, bucket: int, batch: Commit, *, author: str, n
             "time_ns": time_ns,
             "client": batch.client,
             "batch": batch.batch,
-            "ops": pack(batch),
+            "ops": pack(msgspec.structs.replace(batch, chunks=[])),
             "answer": pack(answer),
             "change": msgspec.msgpack.encode(change),
         },

@@ -25,6 +25,8 @@ JSON = "application/json"
 
 MAX_COMMIT_OPS = 4096
 """A commit with more operations is refused (413)."""
+MAX_COMMIT_CHUNKS = 256 * 1024
+"""Stored bytes of the chunks that a commit carries; with more it is refused (413)."""
 MAX_BODY = 32 * 1024 * 1024
 """No request body may be larger than this many bytes (413)."""
 MAX_BATCH_CHUNKS = 1024
@@ -200,6 +202,9 @@ class Commit(msgspec.Struct):
     ops: list[Op]
     client_name: str = ""
     """Shown in the names of conflict copies, usually the host's name."""
+    chunks: list[tuple[ChunkId, bytes]] = []
+    """Pairs of id and stored form, together at most ``MAX_COMMIT_CHUNKS`` bytes: stored, durably, before the
+    operations are applied. So a small change takes one request. What is stored already is left as it is."""
 
 
 class Result(msgspec.Struct, array_like=True, omit_defaults=True):

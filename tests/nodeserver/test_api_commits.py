@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 
 import msgspec
 import pytest
 
+from nodeserver.content.codec import HEADER, chunk_id, encode
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.ids import new_id
 from nodeserver.protocol.wire import (
+    MAX_COMMIT_CHUNKS,
     BucketSettings,
+    ChunkIds,
+    Commit,
     Committed,
     Exchange,
     Link,
@@ -272,6 +277,54 @@ def test_unknown_chunks_refuse_the_whole_commit(api: Api) -> None:
     assert (api.names(), api.refresh().seq) == ([], 0)
     batch.ops.pop()
     assert api.send(batch).seq == 1
+
+
+def carrying(api: Api, *contents: bytes) -> Commit:
+    """A commit of files with these contents, in chunks that come with it."""
+    stored = {chunk_id(api.bucket.chunk_key, data): encode(data) for data in contents}
+    batch = api.batch()
+    for number, (chunk, data) in enumerate(zip(stored, contents, strict=True)):
+        create, manifest = api.create(b"%d" % number), Manifest([Slice(chunk, 0, len(data))])
+        batch.ops += [create, Write(create.file.id, new_id(), len(data), bytes(32), manifest, 1, 1)]
+    batch.chunks = list(stored.items())
+    return batch
+
+
+def test_a_commit_carries_its_chunks(api: Api) -> None:
+    contents = [b"small", os.urandom(100_000)]
+    batch = carrying(api, *contents)
+    first = api.send(batch)
+    assert [api.content(entry.file.id) for entry in api.entries()] == contents
+    # a repeat stores nothing again, with its chunks or without
+    chunks = api.node.data / "chunks" / api.bucket.id.hex()
+    before = sorted((path, path.stat().st_size, path.stat().st_mtime_ns) for path in chunks.rglob("*"))
+    assert api.send(batch) == first
+    batch.chunks = []
+    assert api.send(batch) == first
+    assert sorted((path, path.stat().st_size, path.stat().st_mtime_ns) for path in chunks.rglob("*")) == before
+
+
+def test_a_damaged_chunk_in_a_commit_refuses_all_of_it(api: Api) -> None:
+    batch = carrying(api, b"good", b"bad")
+    ids = [chunk for chunk, _ in batch.chunks]
+    good = batch.chunks[1]
+    batch.chunks[1] = (good[0], good[1][:-1] + b"?")
+    assert problem(api.request("POST", "/commits", batch), Code.CHECKSUM).ids == [ids[1].hex()]
+    batch.chunks[1] = (b"short", good[1])
+    problem(api.request("POST", "/commits", batch), Code.MALFORMED)
+    assert (api.names(), api.refresh().seq) == ([], 0)
+    assert unpack(api.request("POST", "/chunks/missing", ChunkIds(ids)).content, ChunkIds).ids == ids
+    batch.chunks.pop()
+    assert problem(api.request("POST", "/commits", batch), Code.MISSING_CHUNKS).ids == [ids[1].hex()]
+    batch.chunks.append(good)
+    assert api.send(batch).seq == 1
+
+
+def test_a_commit_carries_chunks_up_to_a_limit(api: Api) -> None:
+    data = os.urandom(MAX_COMMIT_CHUNKS - HEADER)
+    problem(api.request("POST", "/commits", carrying(api, data, b"")), Code.TOO_LARGE)
+    assert api.refresh().seq == 0
+    assert api.send(carrying(api, data)).seq == 1
 
 
 def test_quota(api: Api) -> None:
