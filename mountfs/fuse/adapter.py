@@ -86,7 +86,7 @@ class Adapter(pyfuse3.Operations):
 
     @guard
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        self._fs.tree.sweep({ino for ino, _ in inode_list})
+        self._fs.tree.forget({ino for ino, _ in inode_list})
 
     @guard
     async def mknod(

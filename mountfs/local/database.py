@@ -258,6 +258,8 @@ class _Checkpoints:
     def _run(self) -> None:
         connection = apsw.Connection(self._path)
         connection.set_busy_timeout(1000)
+        # A connection that has read nothing does not know of the log.
+        connection.execute("SELECT count(*) FROM meta").fetchall()
         while True:
             self._wake.wait()
             self._wake.clear()

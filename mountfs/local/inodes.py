@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -57,6 +58,8 @@ COLUMNS = ", ".join(Inode._fields)
 _JOINED = ", ".join(f"inode.{field}" for field in Inode._fields)
 KNOWN = 4096
 """Rows kept in memory."""
+NEAR_NS = 10_000_000
+"""Times that differ by less need not be kept apart over a crash."""
 TIMES_HELD = 1024
 """Times not yet written to their rows."""
 _INSERT = f"INSERT OR REPLACE INTO inode ({COLUMNS}, content) VALUES ({', '.join('?' * (len(Inode._fields) + 1))})"  # noqa: S608
@@ -94,7 +97,7 @@ class Inodes:
         db.after_rollback.append(self.forget)
         self._times: dict[int, tuple[int, int]] = {}
         """mtime and ctime by inode, newer than in the row: they change with every write and name, and are not
-        worth a page of the log each. A daemon that dies loses the last moments of them, nothing else."""
+        worth a page of the log each. The journal's rows tell them well enough after a crash."""
 
     def ino(self, file_id: bytes) -> int:
         """The inode number of a file."""
@@ -129,6 +132,11 @@ class Inodes:
             self._known.clear()
             with self._db.nested():
                 self._db.executemany("UPDATE inode SET mtime = ?, ctime = ? WHERE ino = ?", values)
+
+    def near(self, ino: int, mtime: int) -> bool:
+        """Whether an inode's row has about this mtime already."""
+        known = self._known.get(ino)
+        return known is not None and abs(known.mtime - mtime) < NEAR_NS
 
     def forget(self) -> None:
         """Rows were changed otherwise than through here: read them again."""
@@ -188,10 +196,12 @@ class Inodes:
 
     def resize(self, ino: int, size: int, holes: int) -> None:
         """A file has another size now, ``holes`` bytes of which take no room."""
+        now = time.time_ns()
         known = self._known.get(ino)
         if known is not None:
-            self._known[ino] = known._replace(size=size, holes=holes)
-        self._execute("UPDATE inode SET size = ?, holes = ? WHERE ino = ?", (size, holes, ino))
+            self._known[ino] = known._replace(size=size, holes=holes, mtime=now, ctime=now)
+        query = "UPDATE inode SET size = ?, holes = ?, mtime = ?, ctime = ? WHERE ino = ?"
+        self._execute(query, (size, holes, now, now, ino))
 
     def touch(self, ino: int, time_ns: int, links: int = 0) -> None:
         """A directory's names changed: mtime and ctime, and ``links`` sub-directories more."""

@@ -143,8 +143,15 @@ class Journal:
             event, self._added = self._added, trio.Event()
             event.set()
 
-    def add_attr(self, bucket: int, ino: int, time: int, mask: Field) -> None:
-        """Attributes of an inode changed: a row of its own only when no row will carry them anyway."""
+    def add_attr(self, bucket: int, ino: int, time: int, mask: Field, *, last: bool) -> None:
+        """Attributes of an inode changed: a row of its own only when no row will carry them anyway.
+
+        With ``last`` they must come after all that is there: the time of a directory, which every
+        name made in it changes too.
+        """
+        if last:
+            self.add(bucket, Op.ATTR, ino, time, mask=mask)
+            return
         if (Op.CREATE, ino) in self.open:
             return
         row_id = self.open.get((Op.ATTR, ino))

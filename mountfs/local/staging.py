@@ -28,6 +28,9 @@ from nodeserver.protocol.wire import Slice
 SMALL = 128 << 10
 """Files with less staged than this many bytes share a slab."""
 
+Range = tuple[int, int, int]
+"""Slab, position and length of some bytes."""
+
 
 @dataclasses.dataclass
 class Snapshot:
@@ -75,7 +78,7 @@ class Content:
         """What was sealed last and nobody sends yet, kept once the file changes again."""
         self.sending: list[Snapshot] = []
         """Snapshots on their way, oldest first."""
-        self.garbage: list[tuple[int, int, int]] = []
+        self.garbage: list[Range] = []
         """Slab ranges that only snapshots still need."""
 
     @property
@@ -302,7 +305,7 @@ class Staging:
         layers = content.layers
         content.holes = sum(part.length for part in layers.plan(0, layers.size) if not (part.slab or part.chunk))
         with self._db.transaction():
-            self._inodes.resize(content.ino, layers.size, content.holes)
+            self._inodes.update(content.ino, holes=content.holes)
 
     def _freeze(self, content: Content) -> Snapshot:
         is_open = content.writers > 0
@@ -337,34 +340,25 @@ class Staging:
             content.sending.remove(snapshot)
             content.sealed = content.sealed or snapshot
 
-    def committed(self, sent: Snapshot, slices: list[Slice], version: bytes) -> list[tuple[int, int, int]]:
+    def committed(self, sent: Snapshot, slices: list[Slice], version: bytes) -> list[Range]:
         """The nodes have ``sent`` as ``version``: its slices replace its extents, the bytes become cache.
 
-        Inside the caller's transaction; pass the slab ranges it returns to :meth:`settle` behind it.
+        Inside the caller's transaction; pass the ranges it returns, the cached ones, to :meth:`settle`.
         """
         self._db.execute("DELETE FROM staged WHERE ino = ? AND gen <= ?", (sent.ino, sent.gen))
         self._inodes.update(sent.ino, content=pack_slices(slices), version=version)
-        left_by_slab: dict[int, ExtentMap] = {}
-        for extent in sent.layers.overlay:
-            if extent.slab:
-                inverse = Extent(extent.position, extent.length, extent.slab, extent.offset, 0)
-                left_by_slab.setdefault(extent.slab, ExtentMap()).put(inverse)
+        cached: list[Range] = []
         offset = 0
         for piece in slices:
             if piece.chunk and not piece.offset:
                 source = sent.layers.plan(offset, offset + piece.length)
                 slab, position = source[0].slab, source[0].position
                 if len(source) == 1 and slab and self._cache.add(piece.chunk, slab, position, piece.length):
-                    left_by_slab[slab].put(Extent(position, piece.length, 0, 0, 0))
+                    cached.append((slab, position, piece.length))
             offset += piece.length
-        return [
-            (slab, extent.offset, extent.length)
-            for slab, extents in left_by_slab.items()
-            for extent in extents
-            if extent.slab
-        ]
+        return cached
 
-    def settle(self, sent: Snapshot, slices: list[Slice], version: bytes, ranges: list[tuple[int, int, int]]) -> None:
+    def settle(self, sent: Snapshot, slices: list[Slice], version: bytes, cached: list[Range]) -> None:
         """After the transaction of :meth:`committed`: the contents in use follow, and space comes free."""
         content = self.contents[sent.ino]
         content.sending.remove(sent)
@@ -374,10 +368,11 @@ class Staging:
         for other in content.snapshots():
             other.version = version
         content.version = version
-        content.garbage += ranges
+        replaced = [(extent.slab, extent.position, extent.length) for extent in sent.layers.overlay if extent.slab]
+        content.garbage = _without(content.garbage + replaced, cached)
         if not content.snapshots():
-            ranges, content.garbage = content.garbage, []
-            self._cache.free(ranges)
+            garbage, content.garbage = content.garbage, []
+            self._cache.free(garbage)
         if not sent.open:
             self._sessions.pop(sent.ino, None)
 
@@ -392,3 +387,14 @@ class Staging:
     def staged_bytes(self) -> int:
         """Bytes that the nodes do not have yet."""
         return int(self._db.execute("SELECT ifnull(sum(length), 0) FROM staged WHERE slab").get)
+
+
+def _without(ranges: list[Range], kept: list[Range]) -> list[Range]:
+    """What is in ``ranges`` and not in ``kept``, nothing twice."""
+    slabs: dict[int, ExtentMap] = {}
+    for slab, position, length in ranges:
+        slabs.setdefault(slab, ExtentMap()).put(Extent(position, length, slab, position, 0))
+    for slab, position, length in kept:
+        if slab in slabs:
+            slabs[slab].put(Extent(position, length, 0, 0, 0))
+    return [(slab, e.offset, e.length) for slab, extents in slabs.items() for e in extents if e.slab]

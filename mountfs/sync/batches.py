@@ -81,7 +81,7 @@ def build(inodes: Inodes, rows: Iterable[Row], uploads: dict[int, Upload]) -> Ba
                 batch.uploads[len(batch.ops)] = upload
                 batch.ops.append(_write(inode, upload))
         elif row.op == Op.ATTR:
-            if inode.nlink and row.ino not in created:
+            if inode.nlink and (inode.is_dir or row.ino not in created):
                 batch.ops.append(_attributes(inode, Field(row.mask)))
         else:
             if row.op == Op.CREATE:

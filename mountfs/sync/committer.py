@@ -21,6 +21,7 @@ import trio
 from mountfs.local.buckets import BucketState
 from mountfs.local.inodes import UNKNOWN
 from mountfs.local.journal import Op, Row
+from mountfs.local.staging import Range
 from mountfs.sync.batches import Batch, Sent, build, cancelled
 from mountfs.sync.context import Context
 from mountfs.sync.errors import ungrouped
@@ -278,15 +279,15 @@ class Committer:
     def _acknowledged(self, batch: Batch, answer: wire.Committed) -> None:
         context, bucket = self._context, self._bucket
         rows = {row.id: row for row in batch.rows}
-        settled: list[tuple[Upload, list[tuple[int, int, int]]]] = []
+        settled: list[tuple[Upload, list[Range]]] = []
         with context.db.transaction():
             for index, result in enumerate(answer.results):
                 upload = batch.uploads.get(index)
                 if result.status == "quota" and upload is not None:
                     self._refuse(batch, upload, rows)
                 elif upload is not None:
-                    ranges = context.staging.committed(upload.snapshot, upload.slices, upload.version)
-                    settled.append((upload, ranges))
+                    cached = context.staging.committed(upload.snapshot, upload.slices, upload.version)
+                    settled.append((upload, cached))
                     context.refused.pop(upload.content.ino, None)
                     context.growth.pop(upload.content.ino, None)
                 if result.status in ("conflict", "dropped"):
@@ -295,8 +296,8 @@ class Committer:
             context.journal.remove(list(rows.values()))
         bucket.known = max(bucket.known, answer.seq)
         context.server_full = False
-        for upload, ranges in settled:
-            context.staging.settle(upload.snapshot, upload.slices, upload.version, ranges)
+        for upload, cached in settled:
+            context.staging.settle(upload.snapshot, upload.slices, upload.version, cached)
         context.cache.sweep()
         context.made_progress()
         context.journal.announce()

@@ -15,7 +15,7 @@ from mountfs.local.buckets import Buckets
 from mountfs.local.cache import Cache
 from mountfs.local.database import Database
 from mountfs.local.inodes import Inodes
-from mountfs.local.journal import Journal
+from mountfs.local.journal import Journal, Op
 from mountfs.local.slabs import Slabs
 from mountfs.local.staging import Staging
 from nodeserver.client import Client
@@ -74,6 +74,15 @@ class Context:
                 db.set_meta("client", client_id)
         self.client_id = client_id
         self.client_name = socket.gethostname()
+        self._recover_times()
+
+    def _recover_times(self) -> None:
+        """Times that were not in their rows when a daemon died: the journal tells when things changed."""
+        for row in self.journal.rows():
+            for ino in {row.ino if row.op == Op.WRITE else 0, row.parent, row.parent2} - {0}:
+                inode = self.inodes.get(ino)
+                if inode is not None and inode.ctime < row.time:
+                    self.inodes.hold_times(ino, row.time, row.time)
 
     def pending(self, ino: int) -> bool:
         """Whether what we know of a file is newer than what the server can say."""

@@ -59,14 +59,19 @@ class Attributes:
             inode = await self._tree.inode(ino)
         values, mask = self._values(inode, changes)
         if values:
-            if mask == Field.MTIME and (Op.WRITE, ino) in self._journal.open:
+            if (
+                mask == Field.MTIME
+                and (Op.WRITE, ino) in self._journal.open
+                and self._inodes.near(ino, values["mtime"])
+            ):
                 # The kernel tells the time of writes it collected. It goes along with the content.
                 self._inodes.hold_times(ino, values["mtime"], values["ctime"])
                 return await self._tree.inode(ino)
             with self._db.transaction():
                 self._inodes.update(ino, **values)
                 if mask:
-                    self._journal.add_attr(inode.bucket, ino, time.time_ns(), mask)
+                    last = inode.is_dir and bool(mask & Field.MTIME)
+                    self._journal.add_attr(inode.bucket, ino, time.time_ns(), mask, last=last)
         return await self._tree.inode(ino)
 
     def _values(self, inode: Inode, changes: Changes) -> tuple[dict[str, int], Field]:
@@ -127,7 +132,7 @@ class Attributes:
         now = time.time_ns()
         with self._db.transaction():
             self._inodes.update(inode.ino, xattrs=pack_xattrs(xattrs), ctime=now)
-            self._journal.add_attr(inode.bucket, inode.ino, now, Field.XATTRS)
+            self._journal.add_attr(inode.bucket, inode.ino, now, Field.XATTRS, last=False)
 
 
 def _check_xattr_name(name: bytes) -> None:

@@ -79,7 +79,11 @@ class Files:
         if abs(offset - handle.reached) <= SEQUENTIAL_SLACK and end >= handle.ahead:
             handle.ahead = self._engine.downloads.ahead(content.bucket, layers, end)
         handle.reached = end
-        return await self._engine.downloads.read(content.bucket, layers, offset, end)
+        try:
+            return await self._engine.downloads.read(content.bucket, layers, offset, end)
+        except OSError as error:
+            self._context.report(content.ino, f"bytes {offset} to {end} cannot be read: {error.strerror}")
+            raise
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Put ``data`` at ``offset``. Raises OSError: ENOSPC, EDQUOT, EFBIG; then nothing of it is kept."""
@@ -146,11 +150,10 @@ class Files:
             self._staging.seal(content)
             await self._engine.durable(content.bucket, content.ino)
 
-    def release(self, number: int) -> int:
-        """Close; returns the inode number."""
+    def release(self, number: int) -> None:
+        """Close."""
         handle = self._handles.pop(number)
         self._staging.release(handle.content, write=handle.writes)
-        return handle.content.ino
 
     def release_all(self) -> None:
         """Close whatever is open: the mount ends."""

@@ -51,7 +51,7 @@ class FileSystem:
     async def run(self) -> None:
         """Forget deleted files once nothing is pending of them. Runs until cancelled."""
         while True:
-            self.tree.sweep(set(self.tree.orphans))
+            self.tree.sweep()
             await self._context.journal.acknowledged()
 
     async def lookup(self, parent: int, name: bytes) -> Inode:
@@ -96,9 +96,7 @@ class FileSystem:
 
     async def release(self, handle: int) -> None:
         """Close a file."""
-        ino = self.files.release(handle)
-        if ino in self.tree.orphans:
-            self.tree.sweep({ino})
+        self.files.release(handle)
 
     async def sync_directory(self, cursor: int) -> None:
         """Return when everything done so far in the directory's bucket is on the nodes."""

@@ -41,8 +41,10 @@ class Tree:
         self._journal = engine.context.journal
         self._large: set[int] = set()
         """Directories too large to learn whole for a lookup."""
-        self.orphans: set[int] = set(self._inodes.orphans())
-        """Files without a name that may still be in use."""
+        self._orphans: set[int] = set(self._inodes.orphans())
+        """Files without a name."""
+        self._forgotten = set(self._orphans)
+        """Those of them that no program can use any more."""
 
     # Finding
 
@@ -200,13 +202,19 @@ class Tree:
         nlink = 0 if inode.is_dir else inode.nlink - 1
         self._inodes.update(inode.ino, nlink=nlink, ctime=now)
         if not nlink:
-            self.orphans.add(inode.ino)
+            self._orphans.add(inode.ino)
 
-    def sweep(self, inos: set[int]) -> None:
-        """Forget those of ``inos`` that have no name and that nobody uses."""
-        for ino in inos & self.orphans:
+    def forget(self, inos: set[int]) -> None:
+        """The kernel does not know these inodes any more."""
+        self._forgotten |= inos & self._orphans
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Drop the files without a name that nobody uses and nothing is pending of."""
+        for ino in list(self._forgotten):
             if ino not in self._context.staging.contents and not self._context.pending(ino):
-                self.orphans.discard(ino)
+                self._orphans.discard(ino)
+                self._forgotten.discard(ino)
                 self._context.growth.pop(ino, None)
                 inode = self._inodes.get(ino)
                 if inode is not None and not inode.nlink:

@@ -15,9 +15,9 @@ from nodeserver.content.codec import MAX_CHUNK
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-MIN_CHUNK = 512 * 1024
+MIN_CHUNK = 256 * 1024
 """Bytes in the smallest chunk but a file's last."""
-AVG_CHUNK = 2 * 1024 * 1024
+AVG_CHUNK = 1024 * 1024
 """Bytes around which chunks are likeliest to end."""
 
 
