@@ -122,7 +122,8 @@ class Cache:
 
     def sweep(self) -> None:
         """Delete slabs that nothing refers to any more. Scans what is staged: once for many changes."""
-        loosened, self._loosened = self._loosened - {self._slabs.shared}, {self._slabs.shared} & self._loosened
+        growing = self._slabs.growing
+        loosened, self._loosened = self._loosened - growing, self._loosened & growing
         if not loosened:
             return
         staged = {row[0] for row in self._db.execute("SELECT DISTINCT slab FROM staged")}

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 SEGMENT = 64 << 20
 """Bytes after which appending goes on in a new slab."""
@@ -25,6 +27,16 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 
 
+class Place(NamedTuple):
+    """A range of a slab that is reserved for bytes to come."""
+
+    slab: int
+    position: int
+    length: int
+    fd: int
+    """For :func:`write_at` on any thread."""
+
+
 class Slabs:
     """The directory of slab files."""
 
@@ -36,6 +48,7 @@ class Slabs:
         self._last = max(self._ids, default=0)
         self._shared = 0
         self._tail = 0
+        self._reserved: Counter[int] = Counter()
         self.used = sum(os.stat(self._path(slab)).st_blocks * 512 for slab in self._ids)
         """Bytes the slabs take on disk."""
 
@@ -61,27 +74,51 @@ class Slabs:
         self._ids.add(slab)
         return slab
 
+    def open(self, slab: int) -> int:
+        """A descriptor of the caller's own, which stays good on any thread, whatever happens to the slab."""
+        return os.dup(self.file(slab))
+
     @property
-    def shared(self) -> int:
-        """The slab that is being appended to, 0 for none."""
-        return self._shared
+    def growing(self) -> set[int]:
+        """Slabs that will be referred to though nothing may do so yet."""
+        return {self._shared, *self._reserved}
+
+    def _advance(self, length: int) -> int:
+        """Take room at the end of the shared slab; returns the position."""
+        if not self._shared or self._tail + length > SEGMENT:
+            self._shared, self._tail = self.create(), 0
+        position = self._tail
+        self._tail += length
+        return position
 
     def append(self, data: bytes | memoryview) -> tuple[int, int]:
         """Store bytes in the shared slab; returns slab and position. Raises OSError(ENOSPC)."""
-        if not self._shared or self._tail + len(data) > SEGMENT:
-            self._shared, self._tail = self.create(), 0
-        position = self._tail
+        position = self._advance(len(data))
         self.write(self._shared, position, data)
-        self._tail += len(data)
         self.used += len(data)
         return self._shared, position
 
+    def reserve(self, length: int) -> Place:
+        """Room in the shared slab, for a thread to write to; :meth:`settle` it afterwards. Raises OSError."""
+        position = self._advance(length)
+        place = Place(self._shared, position, length, self.open(self._shared))
+        self._reserved[place.slab] += 1
+        self.used += length
+        return place
+
+    def settle(self, place: Place, *, kept: bool) -> None:
+        """What was reserved is written, and referred to if it is ``kept``."""
+        os.close(place.fd)
+        self._reserved[place.slab] -= 1
+        self._reserved += Counter()
+        if not kept:
+            used = self.used
+            self.punch(place.slab, place.position, place.length)
+            self.used = max(0, used - place.length)
+
     def write(self, slab: int, position: int, data: bytes | memoryview) -> None:
         """Write all of ``data``; ``used`` is the caller's to adjust. Raises OSError(ENOSPC)."""
-        fd = self.file(slab)
-        done = os.pwrite(fd, data, position)
-        while done < len(data):
-            done += os.pwrite(fd, memoryview(data)[done:], position + done)
+        write_at(self.file(slab), position, [data])
 
     def read(self, slab: int, position: int, length: int) -> bytes:
         """Read exactly ``length`` bytes. Raises OSError(EIO) when the slab is shorter."""
@@ -131,3 +168,22 @@ class Slabs:
     def close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
+
+
+def write_at(fd: int, position: int, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write all of ``pieces``, one behind the other. Raises OSError(ENOSPC)."""
+    for piece in pieces:
+        done = os.pwrite(fd, piece, position)
+        while done < len(piece):
+            done += os.pwrite(fd, memoryview(piece)[done:], position + done)
+        position += done
+
+
+def read_into(fd: int, position: int, buffer: memoryview) -> None:
+    """Fill ``buffer``. Raises OSError(EIO) when the slab is shorter."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(fd, [buffer[done:]], position + done)
+        if not count:
+            raise OSError(errno.EIO, f"the slab ends before byte {position + len(buffer)}")
+        done += count

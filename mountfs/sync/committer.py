@@ -20,7 +20,7 @@ import trio
 
 from mountfs.local.buckets import BucketState
 from mountfs.local.inodes import UNKNOWN
-from mountfs.local.journal import Op, Row
+from mountfs.local.journal import Field, Op, Row
 from mountfs.local.staging import Range
 from mountfs.sync.batches import Batch, Sent, build, cancelled
 from mountfs.sync.context import Context
@@ -133,6 +133,7 @@ class Committer:
         if gone:
             with context.db.transaction():
                 context.journal.remove(gone)
+                self._keep_times(gone)
             context.journal.announce()
             ids = {row.id for row in gone}
             rows = [row for row in rows if row.id not in ids]
@@ -150,6 +151,12 @@ class Committer:
                     break
             chosen.append(row)
         return chosen
+
+    def _keep_times(self, gone: list[Row]) -> None:
+        """What came and went leaves no trace but the times of its directories."""
+        inos = {row.ino for row in gone}
+        for ino in {parent for row in gone for parent, _ in row.names()} - inos:
+            self._context.journal.add_attr(self._bucket.id, ino, time.time_ns(), Field.MTIME, last=True)
 
     async def _drain(self) -> None:
         """Send what has settled; while much is left, the content of a batch as the one before commits."""

