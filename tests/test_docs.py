@@ -125,6 +125,7 @@ def test_modules_and_packages_that_the_map_names_exist() -> None:
         ("semantics.md", f"up to {size(manifest.MAX_SIZE)}"),
         ("architecture.md", f"settle time ({MountConfig.settle:g} s)"),
         ("architecture.md", f"once {size(uploads.EARLY_BYTES)} of it wait"),
+        ("architecture.md", f"up to {size(downloads.AHEAD_BYTES)} ahead"),
         ("architecture.md", f"more than {remote.PAGE:,} names"),
         ("concurrency.md", f"up to {session.MAX_TASKS} request workers"),
         ("concurrency.md", f"after every {polling.STREAK} requests"),
