@@ -130,7 +130,6 @@ def test_modules_and_packages_that_the_map_names_exist() -> None:
         ("concurrency.md", f"up to {session.MAX_TASKS} request workers"),
         ("concurrency.md", f"after every {polling.STREAK} requests"),
         ("concurrency.md", f"for {polling.SPIN_NS // 1000} µs"),
-        ("concurrency.md", f"{downloads.AT_ONCE} downloads, {uploads.AT_ONCE} uploads"),
         ("concurrency.md", f"only while {size(connection.BULK)} or more"),
         ("concurrency.md", f"at most {committer.BATCH_ROWS:,} rows and about {size(committer.BATCH_BYTES)}"),
         ("concurrency.md", f"{server.GRACE:g} s for requests in flight"),
