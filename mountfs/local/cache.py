@@ -32,9 +32,9 @@ class Cache:
         self._loosened: set[int] = set()
         """Slabs that lost something since the last sweep."""
         self._disk_left = 0
-        self._delete_unreferenced()
+        self.delete_unreferenced()
 
-    def _delete_unreferenced(self) -> None:
+    def delete_unreferenced(self) -> None:
         """Slabs left by a daemon that died before anything referred to them."""
         query = "SELECT slab FROM chunk UNION SELECT slab FROM staged"
         for slab in self._slabs.ids() - {row[0] for row in self._db.execute(query)}:

@@ -8,6 +8,7 @@ back into the database, off the hot path.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -31,7 +32,7 @@ WAL_LIMIT_PAGES = 16_000
 
 SCHEMA = """
 -- Facts about this state directory: client (16 bytes, our identity towards the server), server
--- (16 bytes, whose data this is), boot (the boot id under which it was last written).
+-- (16 bytes, whose data this is), boot (the kernel's boot id when it was last opened).
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
 
 -- Buckets seen. seq: the place in the bucket's log up to which this database knows every change.
@@ -205,7 +206,10 @@ class Database:
 
 
 class Transaction:
-    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when an exception leaves the block."""
+    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when an exception leaves the block.
+
+    Raises OSError(ENOSPC) when the disk is full.
+    """
 
     __slots__ = ("_db",)
 
@@ -221,17 +225,28 @@ class Transaction:
         if kind is None:
             try:
                 self._db.execute("COMMIT")
-            except apsw.Error:
+            except apsw.Error as failure:
                 self._rollback()
-                raise
+                raise _os_error(failure) from failure
         else:
             self._rollback()
+            if isinstance(error, apsw.Error):
+                raise _os_error(error) from error
 
     def _rollback(self) -> None:
         if self._db.connection.in_transaction:
             self._db.execute("ROLLBACK")
         for callback in self._db.after_rollback:
             callback()
+
+
+def _os_error(error: apsw.Error) -> Exception:
+    """What a full or broken disk is to everyone else; other errors of SQLite are ours, and stay."""
+    if isinstance(error, apsw.FullError):
+        return OSError(errno.ENOSPC, "the disk of the state directory is full")
+    if isinstance(error, apsw.IOError):
+        return OSError(errno.EIO, f"the database of the state directory: {error}")
+    return error
 
 
 class _Checkpoints:

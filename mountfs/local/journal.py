@@ -220,13 +220,12 @@ class Journal:
         return row[0] if row else None
 
     def left(self, up_to: int, ino: int | None = None) -> bool:
-        """Whether a row up to the id ``up_to`` is still here, of one inode if given."""
-        if ino is None:
-            return self._db.execute("SELECT 1 FROM journal WHERE id <= ? LIMIT 1", (up_to,)).fetchone() is not None
-        if ino not in self.inos:
-            return False
-        query = "SELECT 1 FROM journal WHERE id <= ? AND ? IN (ino, ino2) LIMIT 1"
-        return self._db.execute(query, (up_to, ino)).fetchone() is not None
+        """Whether a row up to the id ``up_to`` is here that need not wait: of any, or concerning ``ino``."""
+        where = "id <= ?" if ino is None else "id <= ? AND ? IN (ino, ino2, parent, parent2)"
+        values = (up_to,) if ino is None else (up_to, ino)
+        query = f"SELECT op, ino FROM journal WHERE {where} LIMIT ?"  # noqa: S608
+        rows = self._db.execute(query, (*values, len(self.held) + 1))
+        return any(op != Op.WRITE or row_ino not in self.held for op, row_ino in rows)
 
     async def added(self) -> None:
         """Return when a row is added, or may go."""

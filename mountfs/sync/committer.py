@@ -21,10 +21,9 @@ import trio
 from mountfs.local.buckets import BucketState
 from mountfs.local.inodes import UNKNOWN
 from mountfs.local.journal import Field, Op, Row
-from mountfs.local.staging import Range
 from mountfs.sync.batches import Batch, Sent, build, cancelled
+from mountfs.sync.carry import Chunks, carry
 from mountfs.sync.context import Context
-from mountfs.sync.errors import ungrouped
 from mountfs.sync.uploads import Upload, Uploads
 from nodeserver.client import ClientError, Refused, Unreachable
 from nodeserver.content.manifest import unpack_slices
@@ -55,6 +54,8 @@ class Committer:
         self._hurried = 0
         self._hurry = trio.Event()
         self._resumed = False
+        self._commit_done = trio.Event()
+        self._commit_done.set()
         self._refused: dict[int, float] = {}
         """When to try a row again that the server refused, in trio time."""
 
@@ -63,8 +64,8 @@ class Committer:
         self._hurried = self._context.journal.last()
         self._hurry.set()
 
-    async def run(self) -> None:
-        """Send what there is, for ever."""
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Send what there is, for ever; commits on their way run in ``nursery``."""
         delay = RETRY_FIRST
         while True:
             self._hurry = trio.Event()
@@ -73,7 +74,7 @@ class Committer:
                     await self._finish_stored()
                     self._resumed = True
                 await self._wait_for_rows()
-                await self._drain()
+                await self._drain(nursery)
                 delay = RETRY_FIRST
             except (ClientError, OSError) as error:
                 self._note_failure(error)
@@ -158,22 +159,20 @@ class Committer:
         for ino in {parent for row in gone for parent, _ in row.names()} - inos:
             self._context.journal.add_attr(self._bucket.id, ino, time.time_ns(), Field.MTIME, last=True)
 
-    async def _drain(self) -> None:
+    async def _drain(self, nursery: trio.Nursery) -> None:
         """Send what has settled; while much is left, the content of a batch as the one before commits."""
-        with ungrouped():
-            async with trio.open_nursery() as nursery:
-                commit_done = trio.Event()
-                commit_done.set()
-                rows = self._select()
-                while rows:
-                    uploads = await self._send_content(rows)
-                    await commit_done.wait()
-                    commit_done = trio.Event()
-                    nursery.start_soon(self._commit_rows, rows, uploads, commit_done)
-                    rows = self._select() if len(self._rows(EAGER_ROWS)) == EAGER_ROWS else []
+        await self._commit_done.wait()
+        rows = self._select()
+        while rows:
+            uploads, chunks = await self._send_content(rows)
+            await self._commit_done.wait()
+            self._commit_done = trio.Event()
+            nursery.start_soon(self._commit_rows, rows, uploads, chunks)
+            rows = self._select() if len(self._rows(EAGER_ROWS)) == EAGER_ROWS else []
+        await self._commit_done.wait()
 
-    async def _send_content(self, rows: list[Row]) -> dict[int, Upload]:
-        """Send what WRITE rows refer to; takes all rows."""
+    async def _send_content(self, rows: list[Row]) -> tuple[dict[int, Upload], Chunks]:
+        """Send what WRITE rows refer to, but for chunks that the commit is to carry; takes all rows."""
         context = self._context
         held: dict[int, tuple[Row, Upload | None]] = {}
         work = []
@@ -191,7 +190,8 @@ class Committer:
             held[row.ino] = (row, None)
             work.append((content, context.staging.send(content)))
         try:
-            uploads = await self._uploads.send(self._bucket, work)
+            carried = await carry(self._bucket, self._uploads.downloads, work)
+            uploads, chunks = carried or (await self._uploads.send(self._bucket, work), [])
         except BaseException:
             for content, snapshot in work:
                 context.staging.give_back(content, snapshot)
@@ -199,27 +199,32 @@ class Committer:
             for row in rows:
                 context.journal.give_back(row)
             raise
-        return {held[upload.content.ino][0].id: upload for upload in uploads}
+        return {held[upload.content.ino][0].id: upload for upload in uploads}, chunks
 
-    async def _commit_rows(self, rows: list[Row], uploads: dict[int, Upload], done: trio.Event) -> None:
+    async def _commit_rows(self, rows: list[Row], uploads: dict[int, Upload], chunks: Chunks) -> None:
         context = self._context
         try:
             batch = build(context.inodes, rows, uploads)
-            body = wire.pack(wire.Commit(context.client_id, new_id(), batch.ops, context.client_name))
+            body = wire.pack(wire.Commit(context.client_id, new_id(), batch.ops, context.client_name, chunks))
             sent = Sent(
                 [row.id for row in batch.rows],
                 [(index, upload.snapshot.ino, upload.snapshot.gen) for index, upload in batch.uploads.items()],
             )
-            with context.db.transaction():
-                context.inodes.write_times()
-                context.db.execute(
-                    "INSERT INTO batch VALUES (?, ?, ?)", (self._bucket.id, body, msgspec.msgpack.encode(sent))
-                )
-            await self._commit(body, batch)
+            try:
+                with context.db.transaction():
+                    context.inodes.write_times()
+                    context.db.execute(
+                        "INSERT INTO batch VALUES (?, ?, ?)", (self._bucket.id, body, msgspec.msgpack.encode(sent))
+                    )
+            except OSError as error:
+                self._note_failure(error)
+                self._give_back(batch)
+            else:
+                await self._commit(body, batch)
         finally:
             for upload in uploads.values():
                 context.staging.release(upload.content)
-            done.set()
+            self._commit_done.set()
 
     # Sending
 
@@ -238,14 +243,15 @@ class Committer:
         batch = Batch(rows, commit.ops, {})
         for index, ino, gen in sent.writes:
             op = commit.ops[index]
-            content = context.staging.acquire(ino)
-            if content is None or not isinstance(op, wire.Write):
-                continue
-            snapshot = context.staging.send(content, gen)
+            assert isinstance(op, wire.Write)
             slices = op.manifest.slices
             if op.manifest.indirect:
                 parts = [await self._uploads.downloads.chunk(self._bucket, piece.chunk) for piece in slices]
                 slices = unpack_slices(b"".join(parts))
+            content = context.staging.acquire(ino)
+            if content is None:
+                continue
+            snapshot = context.staging.send(content, gen)
             batch.uploads[index] = Upload(content, snapshot, slices, op.manifest, op.hash, op.version)
         try:
             await self._commit(stored[0], batch)
@@ -254,69 +260,74 @@ class Committer:
                 context.staging.release(upload.content)
 
     async def _commit(self, body: bytes, batch: Batch) -> None:
-        """Send a stored commit until the server answers it, one way or the other."""
+        """Send a stored commit until the server has answered it and the answer is stored."""
         delay = RETRY_FIRST
         while True:
             self._hurry = trio.Event()
             try:
                 answer = await self._context.client.commit_packed(self._bucket.name, body)
-                break
-            except Refused as refusal:
-                self._note_failure(refusal)
-                if refusal.code is Code.MISSING_CHUNKS:
+                self._acknowledged(batch, answer)
+            except (ClientError, OSError) as error:
+                self._note_failure(error)
+                if isinstance(error, Refused) and error.code is Code.MISSING_CHUNKS:
+                    with self._context.db.transaction():
+                        self._context.db.execute("DELETE FROM batch WHERE bucket = ?", (self._bucket.id,))
                     self._give_back(batch)
                     return
-                if refusal.code is Code.NO_BUCKET:
-                    raise
-            except ClientError as error:
-                self._note_failure(error)
+            else:
+                return
             delay = await self._pause(delay)
-        self._acknowledged(batch, answer)
 
     def _give_back(self, batch: Batch) -> None:
         """Nothing of the commit was applied: its rows go again, with content sent anew."""
         context = self._context
-        with context.db.transaction():
-            context.db.execute("DELETE FROM batch WHERE bucket = ?", (self._bucket.id,))
         for row in batch.rows:
             context.journal.give_back(row)
         for upload in batch.uploads.values():
             context.staging.give_back(upload.content, upload.snapshot)
 
     def _acknowledged(self, batch: Batch, answer: wire.Committed) -> None:
+        """Take note of the server's answer. Raises OSError with nothing changed when the disk is full."""
         context, bucket = self._context, self._bucket
-        rows = {row.id: row for row in batch.rows}
-        settled: list[tuple[Upload, list[Range]]] = []
-        with context.db.transaction():
-            for index, result in enumerate(answer.results):
-                upload = batch.uploads.get(index)
-                if result.status == "quota" and upload is not None:
-                    self._refuse(batch, upload, rows)
-                elif upload is not None:
-                    cached = context.staging.committed(upload.snapshot, upload.slices, upload.version)
-                    settled.append((upload, cached))
-                    context.refused.pop(upload.content.ino, None)
-                    context.growth.pop(upload.content.ino, None)
-                if result.status in ("conflict", "dropped"):
-                    self._resolve(batch.ops[index], result)
-            context.db.execute("DELETE FROM batch WHERE bucket = ?", (bucket.id,))
-            context.journal.remove(list(rows.values()))
+        refused = [
+            batch.uploads[index]
+            for index, result in enumerate(answer.results)
+            if result.status == "quota" and index in batch.uploads
+        ]
+        stay = {upload.content.ino for upload in refused}
+        rows = [row for row in batch.rows if not (row.op == Op.WRITE and row.ino in stay)]
+        taken = [upload for upload in batch.uploads.values() if upload.content.ino not in stay]
+        try:
+            with context.db.transaction():
+                cached = [context.staging.committed(it.snapshot, it.slices, it.version) for it in taken]
+                for op, result in zip(batch.ops, answer.results, strict=True):
+                    if result.status in ("conflict", "dropped"):
+                        self._resolve(op, result)
+                context.db.execute("DELETE FROM batch WHERE bucket = ?", (bucket.id,))
+                context.journal.remove(rows)
+        except OSError:
+            for row in batch.rows:
+                context.journal.take(row)
+            raise
         bucket.known = max(bucket.known, answer.seq)
         context.server_full = False
-        for upload, cached in settled:
-            context.staging.settle(upload.snapshot, upload.slices, upload.version, cached)
+        for upload, ranges in zip(taken, cached, strict=True):
+            context.staging.settle(upload.snapshot, upload.slices, upload.version, ranges)
+            context.refused.pop(upload.content.ino, None)
+            context.growth.pop(upload.content.ino, None)
+        for upload in refused:
+            self._refuse(batch, upload)
         context.cache.sweep()
         context.made_progress()
         context.journal.announce()
 
-    def _refuse(self, batch: Batch, upload: Upload, rows: dict[int, Row]) -> None:
+    def _refuse(self, batch: Batch, upload: Upload) -> None:
         """There is no quota for this content: it stays here, and is tried again."""
         context, ino = self._context, upload.content.ino
+        context.staging.give_back(upload.content, upload.snapshot)
         for row in batch.rows:
             if row.op == Op.WRITE and row.ino == ino:
-                del rows[row.id]
                 context.journal.give_back(row)
-                context.staging.give_back(upload.content, upload.snapshot)
                 self._refused[row.id] = trio.current_time() + RETRY_MOST
         if context.refused.get(ino) != errno.EDQUOT:
             context.report(ino, "the bucket's quota is exceeded: kept here, and tried again")
@@ -345,9 +356,10 @@ class Committer:
         context.kernel.inode(concerned)
 
     async def drained(self, ino: int | None = None) -> None:
-        """Return when everything journalled so far (of one inode, if given) is acknowledged.
+        """Return when everything journalled so far is acknowledged, but for content that is being written.
 
-        Raises OSError when the server refuses it for good reason: ENOSPC, EDQUOT.
+        ``ino``: what concerns this file, or the names in this directory. Raises OSError when the server
+        refuses it for good reason: ENOSPC, EDQUOT.
         """
         journal = self._context.journal
         last = journal.last()

@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections import deque
+from pathlib import Path
 
 import trio
 
@@ -75,6 +76,25 @@ class Context:
         self.client_id = client_id
         self.client_name = socket.gethostname()
         self._recover_times()
+        self._check_boot()
+
+    def _check_boot(self) -> None:
+        """After the machine went down, not just the daemon: what was only in its memory may be gone.
+
+        Cached chunks can be had again. What the nodes do not have yet can only be named.
+        """
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+        known = self.db.get_meta("boot")
+        if known == boot:
+            return
+        with self.db.transaction():
+            self.db.set_meta("boot", boot)
+            if known is not None:
+                self.db.execute("DELETE FROM chunk")
+        if known is not None:
+            self.cache.delete_unreferenced()
+            for (ino,) in self.db.execute("SELECT DISTINCT ino FROM staged WHERE slab"):
+                self.report(ino, "was not on the nodes when the machine went down: look whether it is whole")
 
     def _recover_times(self) -> None:
         """Times that were not in their rows when a daemon died: the journal tells when things changed."""

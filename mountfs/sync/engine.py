@@ -15,7 +15,7 @@ from mountfs.sync.downloads import Downloads
 from mountfs.sync.errors import deadline, os_error
 from mountfs.sync.remote import Remote
 from mountfs.sync.uploads import Uploads
-from nodeserver.client import ClientError, Refused
+from nodeserver.client import ClientError, Refused, State
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.ids import ROOT_INO
 
@@ -40,6 +40,15 @@ class Engine:
 
     def start(self) -> None:
         """Take care of every bucket that is known."""
+        self.context.client.observe(self._observed)
+        self._watch_all()
+
+    def _observed(self, state: State) -> None:
+        """The server is there again: nothing waits any longer."""
+        if state.connected:
+            self.hurry()
+
+    def _watch_all(self) -> None:
         for bucket in list(self.context.buckets.by_id.values()):
             self.watch(bucket)
 
@@ -57,7 +66,7 @@ class Engine:
     async def _care(self, bucket: BucketState, scope: trio.CancelScope) -> None:
         with scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._committers[bucket.id].run)
+                nursery.start_soon(self._committers[bucket.id].run, nursery)
                 nursery.start_soon(self._follow, bucket)
 
     async def _follow(self, bucket: BucketState) -> None:
@@ -66,7 +75,8 @@ class Engine:
         while True:
             try:
                 changes = await self.context.client.changes(bucket.name, bucket.seq, wait)
-            except ClientError as error:
+                self.remote.apply(bucket, changes)
+            except (ClientError, OSError) as error:
                 if isinstance(error, Refused) and error.code is Code.HISTORY_GONE:
                     await self._start_over(bucket)
                     continue
@@ -76,7 +86,6 @@ class Engine:
                 delay, wait = min(delay * 2, FEED_RETRY_MOST), 0.0
                 continue
             delay, wait = FEED_RETRY_FIRST, FEED_WAIT
-            self.remote.apply(bucket, changes)
 
     async def _start_over(self, bucket: BucketState) -> None:
         try:
@@ -100,7 +109,7 @@ class Engine:
         known = self.context.buckets.by_id
         for row_id in set(self._committers) - set(known):
             self._unwatch(row_id)
-        self.start()
+        self._watch_all()
 
     async def create_bucket(self, name: str, mode: int, uid: int, gid: int) -> BucketState:
         """Create a bucket and show it in the root."""
@@ -124,15 +133,18 @@ class Engine:
 
     # For the file system
 
-    async def durable(self, bucket: int | None = None, ino: int | None = None) -> None:
-        """Return when what was done so far is on the nodes: of an inode, a bucket, or all.
+    async def durable(self, bucket: int, ino: int | None = None) -> None:
+        """Return when what was done so far in a bucket, or to an inode, is on the nodes.
 
         Raises OSError: ENOSPC or EDQUOT when that is why it is not, EIO at the deadline.
         """
-        committers = [self._committers[bucket]] if bucket is not None else list(self._committers.values())
         with deadline(self.context.config.data_deadline):
-            for committer in committers:
-                await committer.drained(ino)
+            await self._committers[bucket].drained(ino)
+
+    async def drained(self) -> None:
+        """Return when everything done so far is on the nodes, however long that takes. Raises as :meth:`durable`."""
+        for committer in list(self._committers.values()):
+            await committer.drained()
 
     def hurry(self) -> None:
         """Let nothing settle."""

@@ -21,7 +21,6 @@ class Handle:
     def __init__(self, content: Content, flags: int) -> None:
         self.content = content
         self.writes = flags & os.O_ACCMODE != os.O_RDONLY
-        self.written = False
         self.reached = 0
         """Where the last read ended."""
         self.ahead = 0
@@ -96,7 +95,6 @@ class Files:
             await self._engine.make_room(len(data))
         self._staging.write(content, offset, data)
         self._charge(content, growth)
-        self._handles[number].written = True
         self._engine.uploads.written(content)
         return len(data)
 
@@ -137,9 +135,8 @@ class Files:
 
     async def flush(self, number: int) -> None:
         """A descriptor was closed, and close is to wait as fsync does."""
-        handle = self._handles[number]
-        if handle.written:
-            handle.written = False
+        content = self._handles[number].content
+        if self._context.pending(content.ino):
             await self.sync(number)
 
     async def sync(self, number: int) -> None:

@@ -6,6 +6,7 @@ Inode numbers are those of the mount; errors are OSError with the errno the prog
 from __future__ import annotations
 
 import errno
+import logging
 import stat
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from mountfs.vfs.files import Files
 from mountfs.vfs.tree import Tree, failure
 from nodeserver.protocol.ids import ROOT_INO
 from nodeserver.protocol.names import NAME_MAX, valid_bucket
+
+log = logging.getLogger(__name__)
 
 BLOCK = 4096
 NAMED = 100
@@ -51,7 +54,10 @@ class FileSystem:
     async def run(self) -> None:
         """Forget deleted files once nothing is pending of them. Runs until cancelled."""
         while True:
-            self.tree.sweep()
+            try:
+                self.tree.sweep()
+            except OSError as error:
+                log.warning("deleted files stay for now: %s", error)
             await self._context.journal.acknowledged()
 
     async def lookup(self, parent: int, name: bytes) -> Inode:
@@ -99,9 +105,10 @@ class FileSystem:
         self.files.release(handle)
 
     async def sync_directory(self, cursor: int) -> None:
-        """Return when everything done so far in the directory's bucket is on the nodes."""
+        """Return when the names made and ended in the directory are so on the nodes."""
         directory = await self.tree.inode(self.directories.ino(cursor))
-        await self.engine.durable(directory.bucket or None)
+        if directory.bucket:
+            await self.engine.durable(directory.bucket, directory.ino)
 
     def space(self) -> Space:
         """Room and files of the mount; known here, never asked for."""
@@ -128,7 +135,7 @@ class FileSystem:
             self._context.staging.seal(content)
         with trio.move_on_after(deadline):
             try:
-                await self.engine.durable()
+                await self.engine.drained()
             except OSError:
                 return self.pending_names()
         return self.pending_names()
