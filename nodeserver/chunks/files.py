@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from nodeserver.chunks.disk import make_dir, sync_dir, write_new
@@ -15,7 +15,7 @@ class Files:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._tmp = root / "tmp"
+        self._numbers = count()
         self._landing: set[str] = set()
         self._settled: set[str] = set()
 
@@ -50,8 +50,10 @@ class Files:
         """
         path = self.path(bucket, chunk)
         directory = os.path.dirname(path)
-        make_dir(Path(directory))
-        fd, temporary = tempfile.mkstemp(dir=self._tmp)
+        if directory not in self._settled:
+            make_dir(Path(directory))
+        temporary = str(self._root / "tmp" / str(next(self._numbers)))
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             try:
                 write_new(fd, stored)
@@ -66,6 +68,7 @@ class Files:
             raise
         # Only now, never after a failed fsync: a name that may not last must go on being missing.
         self._landing.discard(path)
+        self._settled.add(directory)
 
     def forget(self, bucket: bytes) -> None:
         """Drop what is remembered of a bucket's directories, which are gone."""

@@ -106,6 +106,9 @@ class ChunkStore:
         Raises ``CorruptChunk`` before anything is stored, ``ValueError`` for an id that cannot be
         one, ``OSError`` when the disk fails or is full: chunks then are stored whole or not at all.
         """
+        if len(items) == 1 and len(items[0][1]) >= SMALL:
+            await self._run(self._disk, partial(self._write_one, bucket, *items[0]))
+            return
         check = partial(_check, items)
         if sum(len(stored) for _, stored in items) < SMALL:
             check()
@@ -228,6 +231,10 @@ class ChunkStore:
             with self._packs.append(bucket, chunks) as appended:
                 self._index.add(bucket, appended)
         self._damaged.difference_update([(bucket, chunk) for chunk in chunks])
+
+    def _write_one(self, bucket: bytes, chunk: ChunkId, stored: bytes) -> None:
+        _check([(chunk, stored)])
+        self._write_file(bucket, chunk, stored)
 
     def _write_file(self, bucket: bytes, chunk: ChunkId, stored: bytes) -> None:
         if (bucket, chunk) in self._damaged or not self._files.has(bucket, chunk):

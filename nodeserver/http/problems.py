@@ -10,13 +10,14 @@ import msgspec
 from sqlalchemy.exc import OperationalError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nodeserver.access.tokens import Forbidden, InvalidToken, Keys
+from nodeserver.access.tokens import Forbidden, InvalidToken
 from nodeserver.chunks import NoChunk
 from nodeserver.content.codec import CorruptChunk
+from nodeserver.http.services import Services
 from nodeserver.metadata import checks, errors
 from nodeserver.metadata.database import is_full
 from nodeserver.protocol.errors import Code
@@ -88,13 +89,14 @@ def problem_response(error: Refused, request_id: str) -> Response:
 class Envelope:
     """Around every request: an id, the proof of who asks, and an answer for every exception."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
-        self._keys = keys
+        self._services = services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        scope["app"] = self._services  # for the handlers; with one here the router raises instead of answering
         started = False
 
         async def note_start(message: Message) -> None:
@@ -104,7 +106,7 @@ class Envelope:
 
         try:
             if scope["path"] not in OPEN_PATHS:
-                scope["identity"] = self._keys.verify(_bearer(Headers(scope=scope)))
+                scope["identity"] = self._services.keys.verify(_bearer(Headers(scope=scope)))
             await self._app(scope, receive, note_start)
         except ClientDisconnect:
             log.info("%s %s: the client went away", scope["method"], scope["path"])
@@ -132,11 +134,6 @@ class Envelope:
         if isinstance(error, HTTPException) and error.headers:
             response.headers.update(error.headers)
         return response
-
-
-def reraise(_request: Request, error: Exception) -> Response:
-    """Starlette's handler of its own exceptions: leaves them to the envelope."""
-    raise error
 
 
 def _bearer(headers: Headers) -> str:

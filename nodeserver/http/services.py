@@ -27,7 +27,7 @@ class Services:
 
 def services(request: HTTPConnection) -> Services:
     """The server's parts, for the handler of a request."""
-    return cast(Services, request.app.state.services)
+    return cast(Services, request.app)
 
 
 def identity(request: HTTPConnection, right: Right = "read") -> Identity:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import random
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeserver.chunks import ChunkStore, NoChunk
+from nodeserver.chunks import ChunkStore, NoChunk, disk
 from nodeserver.chunks import pack as packs
 from nodeserver.chunks.store import SMALL
 from nodeserver.content import codec
@@ -87,6 +88,39 @@ def test_what_was_put_is_there_in_its_bucket_only(root: Path) -> None:
     (pack,) = root.glob("*/packs/*")
     assert pack.stat().st_size < SMALL + 3 * 4096
     assert len(list(root.glob("*/files/*/*"))) == 2
+
+
+@pytest.mark.parametrize("refuses", [None, "fcntl", "pwrite"])
+def test_large_chunks_of_all_lengths(root: Path, monkeypatch: pytest.MonkeyPatch, refuses: str | None) -> None:
+    """Whether the file system takes direct writes, says so at once that it does not, or only at the first write."""
+    set_flags, pwrite = fcntl.fcntl, os.pwrite
+
+    def no_flags(fd: int, command: int, flags: int = 0) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "not here")
+        return set_flags(fd, command, flags)
+
+    def no_direct(fd: int, data: bytes, offset: int) -> int:
+        if set_flags(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "not so")
+        return pwrite(fd, data, offset)
+
+    if refuses == "fcntl":
+        monkeypatch.setattr(fcntl, "fcntl", no_flags)
+    elif refuses:
+        monkeypatch.setattr(os, "pwrite", no_direct)
+    lengths = [SMALL, SMALL + 1, SMALL + 4095, 3 * 4096 + SMALL, disk.PIECE, disk.PIECE + 1, codec.MAX_STORED]
+    items = [item(length, length - codec.HEADER) for length in lengths]
+    assert [len(stored) for _, stored in items] == lengths
+
+    async def use(store: ChunkStore) -> None:
+        await store.put(BUCKET, items)
+        for chunk, stored in items:
+            place = await store.locate(BUCKET, chunk)
+            assert place
+            assert Path(place.path).read_bytes() == stored
+
+    run(root, use)
 
 
 def test_reading_what_is_not_there_names_it(root: Path) -> None:
