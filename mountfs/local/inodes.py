@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -56,6 +56,8 @@ class Inode(NamedTuple):
 
 COLUMNS = ", ".join(Inode._fields)
 _JOINED = ", ".join(f"inode.{field}" for field in Inode._fields)
+VARIABLES = 500
+"""Values bound in one query."""
 KNOWN = 4096
 """Rows kept in memory."""
 NEAR_NS = 10_000_000
@@ -170,9 +172,10 @@ class Inodes:
         rows = self._execute("SELECT name FROM dentry WHERE parent = ? AND ino = 0 LIMIT ?", (parent, limit))
         return [row[0] for row in rows]
 
-    def all_names(self, parent: int) -> Iterator[bytes]:
-        for (name,) in self._execute("SELECT name FROM dentry WHERE parent = ?", (parent,)).fetchall():
-            yield name
+    def names_between(self, parent: int, after: bytes, last: bytes | None) -> list[bytes]:
+        """The names in a directory behind ``after``, up to ``last`` if given."""
+        query = "SELECT name FROM dentry WHERE parent = ? AND name > ? AND (?3 IS NULL OR name <= ?3)"
+        return [row[0] for row in self._execute(query, (parent, after, last))]
 
     def has_names(self, parent: int) -> bool:
         """Whether a directory has any name in it."""
@@ -219,6 +222,11 @@ class Inodes:
         """Give an inode a name, whatever the name stood for before."""
         self._execute("INSERT OR REPLACE INTO dentry VALUES (?, ?, ?)", (parent, name, ino))
 
+    def enter_all(self, parent: int, names: Iterable[tuple[bytes, int]]) -> None:
+        """As :meth:`enter`, for many."""
+        values = [(parent, name, ino) for name, ino in names]
+        self._db.executemany("INSERT OR REPLACE INTO dentry VALUES (?, ?, ?)", values)
+
     def leave(self, parent: int, name: bytes) -> None:
         self._execute("DELETE FROM dentry WHERE parent = ? AND name = ?", (parent, name))
 
@@ -243,34 +251,49 @@ class Inodes:
             parts.append(name.decode(errors="backslashreplace"))
         return "/".join(reversed(parts))
 
-    def store(self, bucket: int, file: File, parent: int) -> int:
-        """Take over what the server says of a file; returns its inode number.
+    def store(self, bucket: int, files: Sequence[File], parent: int) -> list[int]:
+        """Take over what the server says of files with a name in ``parent``.
 
-        Raises OSError(EIO) when another file has the same inode number.
+        Returns the inode numbers of those whose content it knew otherwise. Raises OSError(EIO) when
+        another file has the inode number of one.
         """
-        ino = self.ino(file.id)
-        known = self._execute("SELECT file_id, complete, version, content FROM inode WHERE ino = ?", (ino,)).fetchone()
-        complete, content = 0, None
-        if known:
-            if known[0] != file.id:
-                raise OSError(5, f"inode number {ino} belongs to two files: {known[0].hex()} and {file.id.hex()}")
-            complete = known[1]
-            if known[2] == file.version:
-                content = known[3]
-        if file.manifest is not None and not file.manifest.indirect:
-            content = pack_slices(file.manifest.slices)
-        elif file.size == 0 or not stat.S_ISREG(file.mode):
-            content = pack_slices([])
-        self._times.pop(ino, None)
-        self._known.pop(ino, None)
-        holes = holes_in(file.manifest.slices) if file.manifest else 0
-        row = Inode(
-            ino, bucket, file.id, file.mode, file.uid, file.gid, file.rdev, file.nlink, file.size, holes,
-            file.atime_ns, file.mtime_ns, file.ctime_ns, parent, complete, 0,
-            file.version, file.target, pack_xattrs(file.xattrs),
-        )  # fmt: skip
-        self._execute(_INSERT, (*row, content))
-        return ino
+        known = self._versions([self.ino(file.id) for file in files])
+        rows = []
+        changed = []
+        for file in files:
+            ino = self.ino(file.id)
+            file_id, complete, version, content = known.get(ino, (file.id, 0, file.version, None))
+            if file_id != file.id:
+                raise OSError(5, f"inode number {ino} belongs to two files: {file_id.hex()} and {file.id.hex()}")
+            if version != file.version:
+                changed.append(ino)
+                content = None
+            slices = file.manifest.slices if file.manifest and not file.manifest.indirect else None
+            if slices is not None:
+                content = pack_slices(slices)
+            elif file.size == 0 or not stat.S_ISREG(file.mode):
+                content = pack_slices([])
+            self._times.pop(ino, None)
+            self._known.pop(ino, None)
+            row = Inode(
+                ino, bucket, file.id, file.mode, file.uid, file.gid, file.rdev, file.nlink, file.size,
+                holes_in(slices or ()), file.atime_ns, file.mtime_ns, file.ctime_ns, parent, complete, 0,
+                file.version, file.target, pack_xattrs(file.xattrs),
+            )  # fmt: skip
+            rows.append((*row, content))
+        self._db.executemany(_INSERT, rows)
+        return changed
+
+    def _versions(self, inos: list[int]) -> dict[int, tuple[bytes, int, bytes, bytes | None]]:
+        """File id, completeness, version and content of the inodes that are known, by number."""
+        found = {}
+        for start in range(0, len(inos), VARIABLES):
+            some = inos[start : start + VARIABLES]
+            marks = ", ".join("?" * len(some))
+            query = f"SELECT ino, file_id, complete, version, content FROM inode WHERE ino IN ({marks})"  # noqa: S608
+            for ino, *rest in self._execute(query, some):
+                found[ino] = tuple(rest)
+        return found
 
     def mark_stale(self, inos: Iterable[int]) -> None:
         """The server has something newer of these."""

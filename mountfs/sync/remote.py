@@ -92,7 +92,7 @@ class Remote:
             raise OSError(errno.EIO, f"bucket {info.name} has no root directory")
         with context.db.transaction():
             state = context.buckets.add(info, context.inodes.ino(info.root))
-            context.inodes.store(state.id, answer.file, parent)
+            context.inodes.store(state.id, [answer.file], parent)
             if parent:
                 context.inodes.enter(parent, info.name.encode(), state.root)
                 context.inodes.touch(parent, time.time_ns(), 1)
@@ -100,16 +100,12 @@ class Remote:
 
     # Files
 
-    def _take(self, bucket: BucketState, file: wire.File, parent: int) -> int:
-        """Store what the server says of a file unless we know better; its inode number."""
+    def _take(self, bucket: BucketState, files: list[wire.File], parent: int) -> None:
+        """Store what the server says of files unless we know better."""
         context = self._context
-        ino = context.inodes.ino(file.id)
-        if not context.pending(ino):
-            before = context.inodes.get(ino)
-            context.inodes.store(bucket.id, file, parent)
-            if before is not None and before.version != file.version:
-                context.kernel.inode(ino)
-        return ino
+        fresh = [file for file in files if not context.pending(context.inodes.ino(file.id))]
+        for ino in context.inodes.store(bucket.id, fresh, parent):
+            context.kernel.inode(ino)
 
     async def lookup(self, directory: Inode, name: bytes) -> None:
         """Learn what a name in a directory stands for."""
@@ -122,7 +118,8 @@ class Remote:
             if answer.file is None:
                 context.inodes.leave(directory.ino, name)
             else:
-                context.inodes.enter(directory.ino, name, self._take(bucket, answer.file, directory.ino))
+                self._take(bucket, [answer.file], directory.ino)
+                context.inodes.enter(directory.ino, name, context.inodes.ino(answer.file.id))
 
     async def refresh(self, inode: Inode) -> None:
         """Learn a file's attributes and manifest anew. Raises OSError(ESTALE) when it is gone."""
@@ -134,7 +131,7 @@ class Remote:
             raise OSError(errno.ESTALE, "the file is gone")
         slices = await self._all_slices(bucket, file) if stat.S_ISREG(file.mode) else []
         with context.db.transaction():
-            self._take(bucket, file, inode.parent)
+            self._take(bucket, [file], inode.parent)
             if not context.pending(inode.ino):
                 context.inodes.update(inode.ino, content=pack_slices(slices), holes=holes_in(slices))
 
@@ -209,14 +206,14 @@ class Remote:
     ) -> None:
         """Make the names in (after, last] those of the listing, but for pending ones."""
         context = self._context
-        pending = context.journal.names
+        inodes, pending = context.inodes, context.journal.names
         found = {entry.name for entry in entries}
-        for name in list(context.inodes.all_names(parent)):
-            if after < name and (last is None or name <= last) and name not in found and (parent, name) not in pending:
-                context.inodes.leave(parent, name)
-        for entry in entries:
-            if (parent, entry.name) not in pending:
-                context.inodes.enter(parent, entry.name, self._take(bucket, entry.file, parent))
+        for name in inodes.names_between(parent, after, last):
+            if name not in found and (parent, name) not in pending:
+                inodes.leave(parent, name)
+        entries = [entry for entry in entries if (parent, entry.name) not in pending]
+        self._take(bucket, [entry.file for entry in entries], parent)
+        inodes.enter_all(parent, [(entry.name, inodes.ino(entry.file.id)) for entry in entries])
 
     # The change feed
 
