@@ -7,6 +7,7 @@ from sqlalchemy import Connection, and_, bindparam, insert, select, update
 
 from nodeserver.metadata import tables
 from nodeserver.metadata.apply import apply
+from nodeserver.metadata.database import rows_of
 from nodeserver.metadata.errors import NoBucket
 from nodeserver.metadata.rows import Rows, write_back
 from nodeserver.metadata.tree import Tree
@@ -26,43 +27,43 @@ _LOAD = (
     )
     .where(_bucket.bucket == bindparam("bucket"), _bucket.name.is_not(None))
 )  # fmt: skip
-_SAVE = update(tables.bucket).where(_bucket.bucket == bindparam("b_bucket"))
+_SAVE = (
+    update(tables.bucket)
+    .where(_bucket.bucket == bindparam("key"))
+    .values(
+        {
+            column: bindparam(column.name)
+            for column in (_bucket.seq, _bucket.time_ns, _bucket.used_bytes, _bucket.used_files)
+        }
+    )
+)
 _FIND = select(_log.answer).where(
     _log.bucket == bindparam("bucket"), _log.client == bindparam("client"), _log.batch == bindparam("batch")
 )
+_INSERT = insert(tables.commit)
 
 
 def commit(connection: Connection, bucket: int, batch: Commit, *, author: str, now_ns: int) -> Committed:
     """Apply a checked batch; a repeat gets the first answer. Raises ``NoBucket``."""
-    found = connection.execute(_LOAD, {"bucket": bucket, "client": batch.client, "batch": batch.batch}).one_or_none()
-    if found is None:
+    found = rows_of(connection, _LOAD, (batch.client, batch.batch, bucket))
+    if not found:
         raise NoBucket("the bucket was deleted")
-    if found.answer is not None:
-        return unpack(found.answer, Committed)
-    seq, time_ns = found.seq + 1, max(now_ns, found.time_ns + 1)
-    tree = Tree(Rows(connection, bucket), found.root, used_bytes=found.used_bytes, used_files=found.used_files)
-    answer = Committed(seq, time_ns, apply(tree, batch, time_ns=time_ns, quota=found.quota_bytes))
+    root, seq, time_ns, used_bytes, used_files, quota, first = found[0]
+    if first is not None:
+        return unpack(first, Committed)
+    seq, time_ns = seq + 1, max(now_ns, time_ns + 1)
+    tree = Tree(Rows(connection, bucket), root, used_bytes=used_bytes, used_files=used_files)
+    answer = Committed(seq, time_ns, apply(tree, batch, time_ns=time_ns, quota=quota))
     moved = write_back(connection, bucket, tree, seq=seq, time_ns=time_ns, client=batch.client, author=author)
     change = Change(seq, batch.client, time_ns, list(moved), [*tree.created, *tree.changed])
-    connection.execute(
-        insert(tables.commit),
-        {
-            "bucket": bucket,
-            "seq": seq,
-            "time_ns": time_ns,
-            "client": batch.client,
-            "batch": batch.batch,
-            "ops": pack(msgspec.structs.replace(batch, chunks=[])),
-            "answer": pack(answer),
-            "change": msgspec.msgpack.encode(change),
-        },
-    )
-    usage = {"used_bytes": tree.used_bytes, "used_files": tree.used_files}
-    connection.execute(_SAVE, {"b_bucket": bucket, "seq": seq, "time_ns": time_ns, **usage})
+    asked = pack(msgspec.structs.replace(batch, chunks=[]))
+    row = (bucket, seq, time_ns, batch.client, batch.batch, asked, pack(answer), pack(change))
+    rows_of(connection, _INSERT, row)
+    rows_of(connection, _SAVE, (seq, time_ns, tree.used_bytes, tree.used_files, bucket))
     return answer
 
 
 def answered(connection: Connection, bucket: int, batch: Commit) -> Committed | None:
     """The answer a batch got, None when it was not applied."""
-    found = connection.execute(_FIND, {"bucket": bucket, "client": batch.client, "batch": batch.batch}).scalar()
-    return None if found is None else unpack(found, Committed)
+    found = rows_of(connection, _FIND, (bucket, batch.client, batch.batch))
+    return unpack(found[0][0], Committed) if found else None

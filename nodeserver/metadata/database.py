@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import ClauseElement, Connection, Dialect, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.engine.interfaces import DBAPICursor
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,6 +74,40 @@ class Database:
         for pool in (self._writer, self._readers):
             pool.shutdown()
         self._engine.dispose()
+
+
+def rows_of(connection: Connection, statement: ClauseElement, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Execute a statement whose placeholders are, in the order of its text, ``values``; its rows, if it has any.
+
+    Past SQLAlchemy's execution, which takes four times as long as
+    what SQLite does for a small statement. Raises ``DBAPIError``.
+    """
+    with _cursor(connection) as cursor:
+        cursor.execute(_text(statement, connection.dialect), tuple(values))
+        return list(cursor.fetchall()) if cursor.description else []
+
+
+def for_each(connection: Connection, statement: ClauseElement, rows: Sequence[Sequence[Any]]) -> None:
+    """Execute a statement once for each of ``rows``, which are as ``values`` of ``rows_of``. Raises ``DBAPIError``."""
+    if rows:
+        with _cursor(connection) as cursor:
+            cursor.executemany(_text(statement, connection.dialect), rows)
+
+
+@contextlib.contextmanager
+def _cursor(connection: Connection) -> Iterator[DBAPICursor]:
+    driver = connection.dialect.dbapi
+    assert driver is not None
+    with contextlib.closing(connection.connection.cursor()) as cursor:
+        try:
+            yield cursor
+        except driver.Error as error:
+            raise DBAPIError.instance(None, None, error, driver.Error, dialect=connection.dialect) from error
+
+
+@functools.cache
+def _text(statement: ClauseElement, dialect: Dialect) -> str:
+    return str(statement.compile(dialect=dialect))
 
 
 def is_full(error: OperationalError) -> bool:

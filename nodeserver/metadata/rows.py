@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -13,29 +13,26 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Connection,
-    Delete,
-    Dialect,
-    Insert,
-    Row,
     Select,
     Table,
-    Update,
     and_,
     bindparam,
     delete,
     insert,
+    literal_column,
     select,
     update,
 )
 
 from nodeserver.metadata import tables
+from nodeserver.metadata.database import for_each, rows_of
 from nodeserver.metadata.tables import LIVE
 from nodeserver.metadata.tree import Held, Inode, Place, Tree, Version
 from nodeserver.protocol.wire import FileId, VersionId
 
 T = TypeVar("T")
 
-IN_LIST = 8000
+IN_LIST = 8192
 """Values in one IN list; SQLite and PostgreSQL take some 32,000 parameters in a statement."""
 
 INODE = [column for column in tables.file.c if column.name != "bucket"]
@@ -46,18 +43,25 @@ _inode_values = attrgetter(*(column.name for column in INODE))
 _version_values = attrgetter(*(column.name for column in VERSION))
 
 
-def _by_ids(table: Table, columns: Sequence[Any]) -> Select[Any]:
-    wanted: BindParameter[list[bytes]] = bindparam("ids", expanding=True)
-    return select(*columns).where(table.c.bucket == bindparam("bucket"), table.c.id.in_(wanted))
+@functools.cache
+def _by_ids(table: Table, count: int) -> Select[Any]:
+    columns = INODE if table is tables.file else VERSION
+    return select(*columns).where(table.c.bucket == bindparam("bucket"), table.c.id.in_(_placeholders(count)))
 
 
-_INODES, _VERSIONS = _by_ids(tables.file, INODE), _by_ids(tables.version, VERSION)
-_ENTRIES = select(tables.entry.c.name, tables.entry.c.file, tables.entry.c.since_seq).where(
-    tables.entry.c.bucket == bindparam("bucket"),
-    tables.entry.c.parent == bindparam("parent"),
-    tables.entry.c.until_seq == LIVE,
-    tables.entry.c.name.in_(bindparam("names", expanding=True)),
-)
+@functools.cache
+def _entries(count: int) -> Select[Any]:
+    entry = tables.entry.c
+    return select(entry.name, entry.file, entry.since_seq).where(
+        entry.bucket == bindparam("bucket"),
+        entry.parent == bindparam("parent"),
+        entry.until_seq == literal_column(str(LIVE)),
+        entry.name.in_(_placeholders(count)),
+    )
+
+
+def _placeholders(count: int) -> list[BindParameter[bytes]]:
+    return [bindparam(f"value_{number}", type_=tables.Bytes()) for number in range(count)]
 
 
 class Rows:
@@ -68,10 +72,10 @@ class Rows:
         self._bucket = bucket
 
     def inodes(self, ids: Iterable[FileId]) -> Mapping[FileId, Inode]:
-        return {row.id: Inode(*tuple(row)) for row in self._by_id(_INODES, ids)}
+        return {row[0]: Inode(*row) for row in self._by_id(tables.file, ids)}
 
     def versions(self, ids: Iterable[VersionId]) -> Mapping[VersionId, Version]:
-        return {row.id: Version(*tuple(row)) for row in self._by_id(_VERSIONS, ids)}
+        return {row[0]: Version(*row) for row in self._by_id(tables.version, ids)}
 
     def entries(self, places: Iterable[Place]) -> Mapping[Place, Held]:
         names = defaultdict(list)
@@ -80,8 +84,8 @@ class Rows:
         found = {}
         for parent, wanted in names.items():
             for some in _slices(wanted):
-                values = {"bucket": self._bucket, "parent": parent, "names": some}
-                for name, file, since in self._connection.execute(_ENTRIES, values):
+                values = (self._bucket, parent, *some)
+                for name, file, since in rows_of(self._connection, _entries(len(some)), values):
                     found[parent, name] = Held(file, since)
         return found
 
@@ -104,9 +108,9 @@ class Rows:
         ).first()
         return (row.parent, row.name) if row else None
 
-    def _by_id(self, query: Select[Any], ids: Iterable[bytes]) -> Iterator[Row[Any]]:
+    def _by_id(self, table: Table, ids: Iterable[bytes]) -> Iterator[tuple[Any, ...]]:
         for some in _slices(ids):
-            yield from self._connection.execute(query, {"bucket": self._bucket, "ids": some})
+            yield from rows_of(self._connection, _by_ids(table, len(some)), (self._bucket, *some))
 
 
 def write_back(
@@ -117,13 +121,15 @@ def write_back(
     ended = [(seq, bucket, parent, LIVE, name) for (parent, name) in moved if tree.before[parent, name]]
     begun = [(bucket, parent, LIVE, name, file, seq) for (parent, name), file in moved.items() if file is not None]
     stamp = (client, author, seq, time_ns)
-    _many(connection, _END_ENTRY, ended)
-    _many(connection, _INSERT_ENTRY, begun)
-    _many(connection, _INSERT_FILE, [(bucket, *_inode_values(inode)) for inode in tree.created.values()])
-    _many(connection, _UPDATE_FILE, [(*_inode_values(inode)[1:], bucket, inode.id) for inode in tree.changed.values()])
-    _many(connection, _DELETE_VERSION, [(bucket, id_) for id_ in tree.replaced])
+    for_each(connection, _END_ENTRY, ended)
+    for_each(connection, _INSERT_ENTRY, begun)
+    for_each(connection, _INSERT_FILE, [(bucket, *_inode_values(inode)) for inode in tree.created.values()])
+    for_each(
+        connection, _UPDATE_FILE, [(*_inode_values(inode)[1:], bucket, inode.id) for inode in tree.changed.values()]
+    )
+    for_each(connection, _DELETE_VERSION, [(bucket, id_) for id_ in tree.replaced])
     written = tree.written.values()
-    _many(connection, _INSERT_VERSION, [(bucket, *_version_values(version), *stamp) for version in written])
+    for_each(connection, _INSERT_VERSION, [(bucket, *_version_values(version), *stamp) for version in written])
     return moved
 
 
@@ -146,18 +152,8 @@ _UPDATE_FILE = (
 _DELETE_VERSION = delete(tables.version).where(_key(tables.version, "bucket", "id"))
 
 
-def _many(connection: Connection, statement: Insert | Update | Delete, rows: list[tuple[Any, ...]]) -> None:
-    """Execute for each row. Past the compiler: checking and naming each value costs more than SQLite's work."""
-    if rows:
-        connection.exec_driver_sql(_text(statement, connection.dialect), rows)
-
-
-@functools.cache
-def _text(statement: Insert | Update | Delete, dialect: Dialect) -> str:
-    return str(statement.compile(dialect=dialect))
-
-
 def _slices(values: Iterable[T]) -> Iterator[list[T]]:
+    """The values, the last repeated up to a power of two: few different statements then do for all."""
     rest = iter(values)
     while some := list(islice(rest, IN_LIST)):
-        yield some
+        yield some + some[-1:] * ((1 << (len(some) - 1).bit_length()) - len(some))
