@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +10,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from nodeserver.chunks.disk import make_dir, read_at
+from nodeserver.chunks.disk import make_dir
 from nodeserver.chunks.files import Files
 from nodeserver.chunks.index import Index
 from nodeserver.chunks.pack import Packs
+from nodeserver.chunks.reading import Located, NoChunk, check, read
 from nodeserver.chunks.recovery import discard, recover
-from nodeserver.content.codec import ID_SIZE, CorruptChunk, verify
+from nodeserver.content.codec import CorruptChunk
 from nodeserver.protocol.wire import MAX_BATCH_BYTES
 
 if TYPE_CHECKING:
@@ -30,16 +30,10 @@ SMALL = 64 * 1024
 GROUP_BYTES = 32 * 1024 * 1024
 """Stored bytes after which an append takes no further puts along."""
 DISK_THREADS = 8
+RECENT = 16 * 1024
+"""Chunks that are known to be stored without looking: a commit mostly refers to what was put just before."""
 
 T = TypeVar("T")
-
-
-class Located(NamedTuple):
-    """Where a stored chunk lies, in bytes: ``path`` may hold other things around it."""
-
-    path: str
-    offset: int
-    length: int
 
 
 class Space(NamedTuple):
@@ -47,14 +41,6 @@ class Space(NamedTuple):
 
     capacity_bytes: int
     free_bytes: int
-
-
-class NoChunk(LookupError):
-    """The bucket lacks the chunks ``ids``."""
-
-    def __init__(self, ids: list[ChunkId]) -> None:
-        super().__init__(f"{len(ids)} chunks are not stored, {ids[0].hex()} first")
-        self.ids = ids
 
 
 @dataclass
@@ -90,6 +76,8 @@ class ChunkStore:
         self._reader = ThreadPoolExecutor(1, "chunk-index")
         self._disk = ThreadPoolExecutor(DISK_THREADS, "chunk-disk")
         self._damaged: set[tuple[bytes, ChunkId]] = set()
+        self._recent: dict[tuple[bytes, ChunkId], None] = {}
+        self._drops = 0  # what was found before one must not be remembered after it
         self._queues: dict[bytes, _Queue] = {}
         self._flusher: asyncio.Task[None] | None = None
 
@@ -108,12 +96,13 @@ class ChunkStore:
         """
         if len(items) == 1 and len(items[0][1]) >= SMALL:
             await self._run(self._disk, partial(self._write_one, bucket, *items[0]))
+            self._remember(bucket, [items[0][0]])
             return
-        check = partial(_check, items)
+        verified = partial(check, items)
         if sum(len(stored) for _, stored in items) < SMALL:
-            check()
+            verified()
         else:
-            await self._run(self._disk, check)
+            await self._run(self._disk, verified)
         small = {chunk: stored for chunk, stored in items if len(stored) < SMALL}
         jobs = [
             self._run(self._disk, partial(self._write_file, bucket, chunk, stored))
@@ -126,10 +115,18 @@ class ChunkStore:
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
+        self._remember(bucket, [chunk for chunk, _ in items])
 
     async def missing(self, bucket: bytes, ids: Sequence[ChunkId]) -> list[ChunkId]:
         """Those of ``ids`` that are not stored durably, or that a read found damaged, in their order."""
-        return await self._run(self._reader, partial(self._missing, bucket, ids))
+        unknown = [chunk for chunk in ids if (bucket, chunk) not in self._recent]
+        if not unknown:
+            return []
+        drops = self._drops
+        missing = await self._run(self._reader, partial(self._missing, bucket, unknown))
+        if drops == self._drops:
+            self._remember(bucket, set(unknown).difference(missing))
+        return missing
 
     async def locate(self, bucket: bytes, chunk: ChunkId) -> Located | None:
         """Where a chunk lies; None when it is not stored. Does not look at its content."""
@@ -154,14 +151,18 @@ class ChunkStore:
                 break
             wanted.append((chunk, found[chunk]))
         try:
-            return await self._run(self._disk, partial(_read, wanted))
+            return await self._run(self._disk, partial(read, wanted))
         except CorruptChunk as error:
             self._damaged.add((bucket, error.chunk))
+            self._recent.pop((bucket, error.chunk), None)
             raise
 
     async def drop_bucket(self, bucket: bytes) -> None:
         """Delete all chunks of a bucket. Must not run together with a put into it."""
-        if trash := await self._run(self._writer, partial(self._drop, bucket)):
+        trash = await self._run(self._writer, partial(self._drop, bucket))
+        self._drops += 1
+        self._recent.clear()
+        if trash:
             await self._run(self._disk, partial(shutil.rmtree, trash))
 
     def usage(self) -> Space:
@@ -177,6 +178,13 @@ class ChunkStore:
 
     async def _run(self, pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, call)
+
+    def _remember(self, bucket: bytes, stored: Iterable[ChunkId]) -> None:
+        for chunk in stored:
+            if (bucket, chunk) not in self._damaged:
+                self._recent[bucket, chunk] = None
+        while len(self._recent) > RECENT:
+            del self._recent[next(iter(self._recent))]
 
     async def _append(self, bucket: bytes, chunks: dict[ChunkId, bytes]) -> None:
         """Queue small chunks for the next append, which takes along all that came while one ran."""
@@ -233,7 +241,7 @@ class ChunkStore:
         self._damaged.difference_update([(bucket, chunk) for chunk in chunks])
 
     def _write_one(self, bucket: bytes, chunk: ChunkId, stored: bytes) -> None:
-        _check([(chunk, stored)])
+        check([(chunk, stored)])
         self._write_file(bucket, chunk, stored)
 
     def _write_file(self, bucket: bytes, chunk: ChunkId, stored: bytes) -> None:
@@ -266,29 +274,3 @@ class ChunkStore:
         self._files.forget(bucket)
         self._index.drop(bucket)
         return trash
-
-
-def _check(items: Iterable[tuple[ChunkId, bytes]]) -> None:
-    for chunk, stored in items:
-        if len(chunk) != ID_SIZE:
-            raise ValueError(f"a chunk id has {ID_SIZE} bytes, not {len(chunk)}")
-        try:
-            verify(stored)
-        except CorruptChunk as error:
-            raise CorruptChunk(f"chunk {chunk.hex()}: {error}", chunk) from error
-
-
-def _read(wanted: Iterable[tuple[ChunkId, Located]]) -> list[tuple[ChunkId, bytes]]:
-    with contextlib.ExitStack() as stack:
-        open_files: dict[str, int] = {}
-        items: list[tuple[ChunkId, bytes]] = []
-        for chunk, place in wanted:
-            if place.path not in open_files:
-                try:
-                    open_files[place.path] = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
-                except FileNotFoundError as error:
-                    raise NoChunk([chunk]) from error
-                stack.callback(os.close, open_files[place.path])
-            items.append((chunk, read_at(open_files[place.path], place.length, place.offset)))
-    _check(items)
-    return items

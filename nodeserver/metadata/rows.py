@@ -32,8 +32,8 @@ from nodeserver.protocol.wire import FileId, VersionId
 
 T = TypeVar("T")
 
-IN_LIST = 8192
-"""Values in one IN list; SQLite and PostgreSQL take some 32,000 parameters in a statement."""
+IN_LIST = 512
+"""Values in one IN list: a statement is made for each power of two up to it, and long ones take long to make."""
 
 INODE = [column for column in tables.file.c if column.name != "bucket"]
 VERSION = [

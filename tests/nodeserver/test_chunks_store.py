@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from nodeserver.chunks import ChunkStore, NoChunk, disk
+from nodeserver.chunks import ChunkStore, Located, NoChunk, disk
 from nodeserver.chunks import pack as packs
+from nodeserver.chunks import store as stores
 from nodeserver.chunks.store import SMALL
 from nodeserver.content import codec
 from nodeserver.content.codec import CorruptChunk
@@ -119,6 +120,43 @@ def test_large_chunks_of_all_lengths(root: Path, monkeypatch: pytest.MonkeyPatch
             place = await store.locate(BUCKET, chunk)
             assert place
             assert Path(place.path).read_bytes() == stored
+
+    run(root, use)
+
+
+def flip(place: Located) -> None:
+    """Damage the last byte of a stored chunk."""
+    with Path(place.path).open("r+b") as file:
+        file.seek(place.offset + place.length - 1)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_what_was_just_stored_is_known_without_looking(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "RECENT", 4)
+
+    async def use(store: ChunkStore) -> None:
+        await store.put(BUCKET, MIXED)
+        with monkeypatch.context() as patch:
+            patch.delattr(ChunkStore, "_missing")
+            assert await store.missing(BUCKET, ids(MIXED[-4:])) == []
+        assert await store.missing(BUCKET, ids(MIXED)) == []
+        # what a read found damaged, or went with its bucket, is not known any more
+        small, large = MIXED[2], MIXED[5]
+        for one in small, large:
+            assert await store.missing(BUCKET, [one[0]]) == []
+            place = await store.locate(BUCKET, one[0])
+            assert place
+            flip(place)
+            with pytest.raises(CorruptChunk):
+                await store.read(BUCKET, [one[0]])
+            assert await store.missing(BUCKET, [one[0]]) == [one[0]]
+            await store.put(BUCKET, [one])
+            assert await store.missing(BUCKET, [one[0]]) == []
+            assert await store.read(BUCKET, [one[0]]) == [one]
+        await store.drop_bucket(BUCKET)
+        assert await store.missing(BUCKET, ids(MIXED)) == ids(MIXED)
 
     run(root, use)
 
