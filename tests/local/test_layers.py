@@ -18,11 +18,11 @@ ranges = st.tuples(st.integers(0, SIZE - 1), st.integers(1, 60), st.integers(1, 
 
 def sources(layers: Layers) -> list[tuple[int, bytes, int]]:
     """(slab, chunk, position) of every byte."""
-    found = []
-    for part in layers.plan(0, layers.size):
-        for index in range(part.length):
-            found.append((part.slab, part.chunk, part.position + index if part.slab or part.chunk else 0))
-    return found
+    return [
+        (part.slab, part.chunk, part.position + index if part.slab or part.chunk else 0)
+        for part in layers.plan(0, layers.size)
+        for index in range(part.length)
+    ]
 
 
 @given(st.lists(ranges, max_size=30), st.lists(st.integers(0, SIZE), max_size=3))

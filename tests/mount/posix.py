@@ -39,11 +39,11 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 @contextlib.contextmanager
-def fails_with(number: int) -> Iterator[None]:
-    """Raises AssertionError unless the block raises OSError with this errno."""
+def fails_with(*numbers: int) -> Iterator[None]:
+    """Raises AssertionError unless the block raises OSError with one of these errnos."""
     with pytest.raises(OSError) as caught:  # noqa: PT011 - the errno is looked at below
         yield
-    assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number]
+    assert errno.errorcode[caught.value.errno or 0] in [errno.errorcode[number] for number in numbers]
 
 
 @contextlib.contextmanager

@@ -84,6 +84,22 @@ def test_absurd_sizes_and_offsets_are_refused(here: Path) -> None:
         assert os.fstat(fd).st_size == 0
 
 
+def test_a_file_may_have_1_eib_and_no_more(here: Path) -> None:
+    path, most = here / "file", 1 << 60
+    path.touch()
+    os.truncate(path, most)
+    assert path.stat().st_size == most
+    with fails_with(errno.EFBIG):
+        os.truncate(path, most + 1)
+    with opened(path, os.O_RDWR) as fd:
+        os.pwrite(fd, b"end", most - 3)
+        os.fsync(fd)
+        assert os.pread(fd, 10, most - 5) == b"\0\0end"
+    with fails_with(errno.EFBIG, errno.EIO), opened(path, os.O_WRONLY) as fd:
+        os.pwrite(fd, b"beyond", most)  # with write-back it may be told only when the kernel hands it over
+        os.fsync(fd)
+
+
 def test_o_direct_reads_and_writes(here: Path, folder: Folder) -> None:
     path = here / "direct"
     with mmap.mmap(-1, 1 << 20) as buffer:

@@ -154,22 +154,3 @@ def test_a_bucket_made_elsewhere_appears(node: Node, root: Mount) -> None:
     assert eventually(lambda: os.listdir(root.path), 20) == ["elsewhere"]
     (root.path / "elsewhere/file").write_text("x")
     root.sync()
-
-
-def test_two_mounts_of_a_bucket_see_each_others_changes_within_seconds(node: Node, make_mount: MakeMount) -> None:
-    bucket = node.create_bucket("shared")
-    one, two = make_mount(node, bucket).path, make_mount(node, bucket).path
-    (one / "directory").mkdir()
-    (one / "directory/file").write_text("first")
-    eventually(lambda: (two / "directory/file").exists() and (two / "directory/file").read_text() == "first", 5)
-    assert os.listdir(two / "directory") == ["file"]
-    (two / "directory/file").write_text("second, longer")
-    (two / "directory/new").touch()
-    os.chmod(two / "directory", 0o700)
-    eventually(lambda: (one / "directory/file").read_text() == "second, longer", 5)
-    eventually(lambda: sorted(os.listdir(one / "directory")) == ["file", "new"], 5)
-    eventually(lambda: stat.S_IMODE((one / "directory").stat().st_mode) == 0o700, 5)
-    (one / "directory").rename(one / "renamed")
-    eventually(lambda: os.listdir(two) == ["renamed"], 5)
-    (one / "renamed/file").unlink()
-    eventually(lambda: not (two / "renamed/file").exists(), 5)

@@ -1,0 +1,90 @@
+"""Two mounts of one bucket: each sees what the other does, and who writes at once loses nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+from tests.conftest import MakeMount
+from tests.faultproxy import FaultProxy
+from tests.harness import Mount, Node, eventually
+
+BUCKET = "shared"
+SECONDS = 5.0
+"""Within which a change is seen elsewhere."""
+
+
+def mounts(node: Node, make_mount: MakeMount) -> tuple[Path, Path]:
+    """Two mounts of a new bucket."""
+    node.create_bucket(BUCKET)
+    return make_mount(node, BUCKET).path, make_mount(node, BUCKET).path
+
+
+def test_two_mounts_of_a_bucket_see_each_others_changes_within_seconds(node: Node, make_mount: MakeMount) -> None:
+    one, two = mounts(node, make_mount)
+    (one / "directory").mkdir()
+    (one / "directory/file").write_text("first")
+    eventually(lambda: (two / "directory/file").exists() and (two / "directory/file").read_text() == "first", SECONDS)
+    assert os.listdir(two / "directory") == ["file"]
+    (two / "directory/file").write_text("second, longer")
+    (two / "directory/new").touch()
+    os.chmod(two / "directory", 0o700)
+    eventually(lambda: (one / "directory/file").read_text() == "second, longer", SECONDS)
+    eventually(lambda: sorted(os.listdir(one / "directory")) == ["file", "new"], SECONDS)
+    eventually(lambda: stat.S_IMODE((one / "directory").stat().st_mode) == 0o700, SECONDS)
+    (one / "directory").rename(one / "renamed")
+    eventually(lambda: os.listdir(two) == ["renamed"], SECONDS)
+    (one / "renamed/file").unlink()
+    eventually(lambda: not (two / "renamed/file").exists(), SECONDS)
+
+
+def test_content_that_was_read_before_is_seen_when_it_changes_elsewhere(node: Node, make_mount: MakeMount) -> None:
+    one, two = mounts(node, make_mount)
+    body = bytearray(os.urandom(300_000))
+    (one / "file").write_bytes(body)
+    eventually(lambda: (two / "file").exists() and (two / "file").read_bytes() == body, SECONDS)
+    for offset in 0, 150_000, 299_990:
+        body[offset : offset + 10] = b"0123456789"
+        with open(one / "file", "r+b") as file:
+            file.seek(offset)
+            file.write(b"0123456789")
+        eventually(lambda: (two / "file").read_bytes() == body, SECONDS)
+    with open(two / "file", "ab") as file:
+        file.write(b"more")
+    eventually(lambda: (one / "file").read_bytes() == body + b"more", SECONDS)
+    os.truncate(one / "file", 5)
+    eventually(lambda: (two / "file").stat().st_size == 5, SECONDS)
+    assert (two / "file").read_bytes() == body[:5]
+
+
+def test_who_writes_at_once_in_two_mounts_finds_both_contents(node: Node, make_mount: MakeMount) -> None:
+    node.create_bucket(BUCKET)
+    with FaultProxy(node.url) as proxy:
+        one, two = make_mount(node, BUCKET, url=proxy.url), make_mount(node, BUCKET)
+        (one.path / "notes.txt").write_text("before")
+        one.sync()
+        eventually(lambda: (two.path / "notes.txt").exists(), SECONDS)
+        assert (two.path / "notes.txt").read_text() == "before"
+        proxy.set("refuse")
+        (one.path / "notes.txt").write_text("written without a connection")
+        (two.path / "notes.txt").write_text("written meanwhile")
+        (one.path / "new.txt").write_text("new here")
+        (two.path / "new.txt").write_text("new there")
+        two.sync()
+        assert (one.path / "notes.txt").read_text() == "written without a connection"
+        proxy.set("pass")
+        one.sync()
+        for mount in one, two, make_mount(node, BUCKET):
+            both(mount, "notes", {"written without a connection", "written meanwhile"})
+            both(mount, "new", {"new here", "new there"})
+
+
+def both(mount: Mount, stem: str, contents: set[str]) -> None:
+    """The contents are under the name and a conflict name beside it, of all mounts within seconds."""
+    eventually(lambda: len(list(mount.path.glob(f"{stem}*"))) == len(contents), SECONDS)
+    name, copy = sorted((path.name for path in mount.path.glob(f"{stem}*")), key=len)
+    assert name == f"{stem}.txt"
+    assert re.fullmatch(rf"{stem} \(conflict \S+ .+\)\.txt", copy), copy
+    eventually(lambda: {(mount.path / path).read_text() for path in (name, copy)} == contents, SECONDS)
