@@ -159,9 +159,12 @@ class Client:
         return await self._get(path, Listing, deadline)
 
     async def changes(self, bucket: str, since: int, wait: float = 0.0, *, deadline: float | None = None) -> Changes:
-        """The commits after ``since``; waits up to ``wait`` seconds for the first. ``deadline`` comes on top."""
+        """The commits after ``since``; waits up to ``wait`` seconds for the first. ``deadline`` comes on top.
+
+        Not retried: a request that finds the server back must not keep everyone else waiting with it.
+        """
         path, seconds = f"{_bucket(bucket)}/changes?since={since}&wait={wait:g}", self._seconds(deadline)
-        return await self._node.call("GET", path, Changes, deadline=wait + seconds)
+        return await self._node.call("GET", path, Changes, deadline=wait + seconds, once=True)
 
     # chunks
 

@@ -38,13 +38,22 @@ class Node:
             (b"Authorization", f"Bearer {token}".encode()),
         ]
 
-    async def call(self, method: str, path: str, answer: type[T], *, deadline: float, body: Buffer | None = None) -> T:
+    async def call(
+        self,
+        method: str,
+        path: str,
+        answer: type[T],
+        *,
+        deadline: float,
+        body: Buffer | None = None,
+        once: bool = False,
+    ) -> T:
         """The answer to a request with a MessagePack body, decoded. Raises ClientError."""
 
         def decode(data: Buffer) -> T:
             return msgspec.msgpack.decode(data, type=answer)
 
-        return await self.send(method, path, decode, deadline=deadline, body=body)
+        return await self.send(method, path, decode, deadline=deadline, body=body, once=once)
 
     async def send(
         self,
@@ -56,10 +65,12 @@ class Node:
         body: Buffer | None = None,
         kind: str = MSGPACK,
         accept: str = MSGPACK,
+        once: bool = False,
     ) -> T:
         """What ``decode`` makes of the body of the answer to a request below ``/v1/``.
 
-        ``deadline`` is the time in seconds for everything, retries included. Raises ClientError.
+        ``deadline`` is the time in seconds for everything, retries included; there are none with ``once``.
+        Raises ClientError.
         """
         target = {"target": self._prefix + path.encode("ascii")}  # to build a URL of it takes longer than the rest
         headers = [*self._headers, (b"Accept", accept.encode())]
@@ -71,7 +82,7 @@ class Node:
                 message = httpx.Request(method, self.url, headers=headers, stream=Body(body or b""), extensions=target)
                 return decode(await self._answer(message, accept))
 
-        return await retried(request, self.breaker, deadline)
+        return await retried(request, self.breaker, deadline, once=once)
 
     async def _answer(self, request: httpx.Request, accept: str) -> Buffer:
         response = await self._transport.handle_async_request(request)

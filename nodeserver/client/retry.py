@@ -24,12 +24,12 @@ def backoff(tries: int) -> float:
     return random.uniform(0.0, min(CAP, BASE * 2 ** min(tries - 1, 16)))  # noqa: S311
 
 
-async def retried(request: Callable[[], Awaitable[T]], breaker: Breaker, deadline: float) -> T:
+async def retried(request: Callable[[], Awaitable[T]], breaker: Breaker, deadline: float, *, once: bool = False) -> T:
     """The result of the first ``request`` that succeeds, within ``deadline`` seconds.
 
     Raises what the last one raised when it is not transient or there is no time left for another;
     DeadlineExceeded only when none had come to an end before.
-    A call that finds the circuit open raises CircuitOpen at once; one that has tried before waits for it.
+    With ``once`` the first failure is the last. A call that finds the circuit open raises CircuitOpen at once; one that has tried before waits for it.
     """
     until = anyio.current_time() + deadline
     tries = 0
@@ -45,7 +45,7 @@ async def retried(request: Callable[[], Awaitable[T]], breaker: Breaker, deadlin
             pause = max(error.retry_in, backoff(tries))
         except ClientError as error:
             error.tries = tries
-            if not error.transient:
+            if once or not error.transient:
                 raise
             if last is None or not isinstance(error, DeadlineExceeded):
                 last = error  # a last try that was cut short says less than the one before
