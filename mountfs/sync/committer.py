@@ -353,6 +353,8 @@ class Committer:
                 context.inodes.enter(directory, name, UNKNOWN)
             context.kernel.entry(directory, name)
         context.inodes.mark_stale([concerned, *({context.inodes.ino(parent) for parent, _ in names})])
+        for directory, name in context.inodes.names(concerned):
+            context.kernel.entry(directory, name)
         context.kernel.inode(concerned)
 
     async def drained(self, ino: int | None = None) -> None:
