@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
-from itertools import accumulate
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeGuard
 
 import trio
 
 from mountfs.local.buckets import BucketState
 from mountfs.local.extents import Extent
 from mountfs.local.layers import Layers
+from mountfs.local.slabs import read_into
 from mountfs.local.staging import Content, Snapshot
 from mountfs.sync.chunking import Cut, Keep, after_stop, steps
 from mountfs.sync.context import Context
@@ -26,21 +29,24 @@ from nodeserver.protocol.ids import new_id
 
 log = logging.getLogger(__name__)
 
-WINDOW = 2 * MAX_CHUNK
+WINDOW = MAX_CHUNK
 """Bytes of a file read and cut at a time."""
-READ_BYTES = 1 << 20
-"""Bytes read without letting anyone else at the processor."""
+WINDOWS = 4
+"""Windows, or groups of small files, in memory at the same time."""
 GROUP_BYTES = 4 << 20
 """Bytes of small files read and encoded together."""
 GROUP_FILES = 256
 SMALL_STORED = 64 << 10
 """Stored chunks below this size travel many to a request."""
-AT_ONCE = 3
+AT_ONCE = 4
 """Requests with content under way at the same time."""
 EARLY_BYTES = 32 << 20
-"""A file being written starts to upload when this much of it waits."""
+"""A file being written starts to upload when this much of it waits, or as much as fills its share of the cache."""
+EARLY_SHARE = 4
 
 Plaintext = bytes | memoryview
+Piece = tuple[bytes, Plaintext]
+"""A chunk's id and plaintext."""
 
 
 @dataclasses.dataclass
@@ -56,14 +62,21 @@ class Upload:
 
 
 class Uploads:
-    """Sends snapshots."""
+    """Sends snapshots.
+
+    A pipeline: while the chunks of one window are sent, the next is read and cut, as many at a time
+    as ``WINDOWS`` allows. What is sent goes on in the background, in the nursery passed along, whose
+    end is the moment when the nodes have it all.
+    """
 
     def __init__(self, context: Context, downloads: Downloads, nursery: trio.Nursery) -> None:
         self._context = context
         self.downloads = downloads
         self._nursery = nursery
+        self._windows = trio.Semaphore(WINDOWS)
         self._slots = trio.CapacityLimiter(AT_ONCE)
         self._early: set[int] = set()
+        self._early_from = max(WINDOW, min(EARLY_BYTES, context.cache.cap // EARLY_SHARE))
         self.bytes_sent = 0
 
     async def send(self, bucket: BucketState, snapshots: Sequence[tuple[Content, Snapshot]]) -> list[Upload]:
@@ -71,33 +84,40 @@ class Uploads:
         results: dict[int, list[wire.Slice]] = {}
         group: list[Snapshot] = []
         size = 0
-        for _, snapshot in snapshots:
-            layers = snapshot.layers
-            if layers.size > MIN_CHUNK or (snapshot.open and layers.base):
-                results[snapshot.ino] = await self._send_large(bucket, snapshot)
-                continue
-            group.append(snapshot)
-            size += layers.size
-            if size >= GROUP_BYTES or len(group) >= GROUP_FILES:
-                results |= await self._send_group(bucket, group)
-                group, size = [], 0
-        results |= await self._send_group(bucket, group)
-        return [await self._finish(bucket, content, snapshot, results[snapshot.ino]) for content, snapshot in snapshots]
+        with ungrouped():
+            async with trio.open_nursery() as sending:
+                for _, snapshot in snapshots:
+                    layers = snapshot.layers
+                    if layers.size > MIN_CHUNK or (snapshot.open and layers.base):
+                        results[snapshot.ino] = await self._send_large(bucket, snapshot, sending)
+                        continue
+                    group.append(snapshot)
+                    size += layers.size
+                    if size >= GROUP_BYTES or len(group) >= GROUP_FILES:
+                        results |= await self._send_group(bucket, group, sending)
+                        group, size = [], 0
+                results |= await self._send_group(bucket, group, sending)
+                return [
+                    await self._finish(bucket, content, snapshot, results[snapshot.ino], sending)
+                    for content, snapshot in snapshots
+                ]
 
     async def _finish(
-        self, bucket: BucketState, content: Content, snapshot: Snapshot, slices: list[wire.Slice]
+        self, bucket: BucketState, content: Content, snapshot: Snapshot, slices: list[wire.Slice], sending: trio.Nursery
     ) -> Upload:
         digest = content_hash(bucket.chunk_key, slices)
         manifest = wire.Manifest(slices)
         if len(slices) > MAX_INLINE:
             packed = pack_slices(slices)
             pieces = [packed[start : start + MAX_CHUNK] for start in range(0, len(packed), MAX_CHUNK)]
-            ids = await self._send_pieces(bucket, pieces)
+            ids = await self._send_pieces(bucket, pieces, sending)
             stored = [wire.Slice(key, 0, len(piece)) for key, piece in zip(ids, pieces, strict=True)]
             manifest = wire.Manifest(stored, indirect=True)
         return Upload(content, snapshot, slices, manifest, digest, new_id())
 
-    async def _send_group(self, bucket: BucketState, group: list[Snapshot]) -> dict[int, list[wire.Slice]]:
+    async def _send_group(
+        self, bucket: BucketState, group: list[Snapshot], sending: trio.Nursery
+    ) -> dict[int, list[wire.Slice]]:
         """Small files: a chunk each, many to a request."""
         plain = {}
         results: dict[int, list[wire.Slice]] = {}
@@ -107,12 +127,21 @@ class Uploads:
                 results[snapshot.ino] = [wire.Slice(b"", 0, size)] if size else []
                 continue
             plain[snapshot.ino] = await self.downloads.read(bucket.id, snapshot.layers, 0, snapshot.layers.size)
-        ids = await self._send_pieces(bucket, list(plain.values()))
+        ids = await self._send_pieces(bucket, list(plain.values()), sending)
         for (ino, piece), key in zip(plain.items(), ids, strict=True):
             results[ino] = [wire.Slice(key, 0, len(piece))]
         return results
 
-    async def _send_large(self, bucket: BucketState, snapshot: Snapshot) -> list[wire.Slice]:
+    async def _send_pieces(
+        self, bucket: BucketState, pieces: Sequence[Plaintext], sending: trio.Nursery
+    ) -> list[bytes]:
+        """Begin to store pieces as chunks; returns their ids."""
+        if not pieces:
+            return []
+        name = partial(trio.to_thread.run_sync, _name, bucket.chunk_key, pieces)
+        return [key for key, _ in await self._begin(bucket, name, sending)]
+
+    async def _send_large(self, bucket: BucketState, snapshot: Snapshot, sending: trio.Nursery) -> list[wire.Slice]:
         slices: list[wire.Slice] = []
         todo = list(reversed(steps(snapshot.layers, still_open=snapshot.open)))
         while todo:
@@ -120,56 +149,92 @@ class Uploads:
             if isinstance(step, Keep):
                 slices.append(step.slice)
                 continue
-            stopped = await self._send_range(bucket, snapshot, step, slices)
-            if stopped is not None:
-                todo = list(reversed(after_stop(snapshot.layers, stopped)))
+            end = await self._send_range(bucket, snapshot.layers, step, slices, sending)
+            if end < step.limit:
+                todo = list(reversed(after_stop(snapshot.layers, end)))
         return slices
 
     async def _send_range(
-        self, bucket: BucketState, snapshot: Snapshot, step: Cut, slices: list[wire.Slice]
-    ) -> int | None:
-        """Cut and send a range; returns where old boundaries were met, if they were."""
+        self,
+        bucket: BucketState,
+        layers: Layers,
+        step: Cut,
+        slices: list[wire.Slice],
+        sending: trio.Nursery,
+        *,
+        final: bool = True,
+    ) -> int:
+        """Cut a range and begin to send it; returns where it ends: at the limit, or where old boundaries were met.
+
+        Unless ``final``, more will follow, and what could still grow at the end is left out.
+        """
         start = step.start
-        while start < step.limit:
+        while start < step.limit and start not in step.stops:
             end = min(start + WINDOW, step.limit)
-            window = await self._read(bucket, snapshot.layers, start, end)
-            lengths = await trio.to_thread.run_sync(_cut, window, end == step.limit)
-            view, ends = memoryview(window), list(accumulate(lengths))
-            stop = next((index for index, cut_at in enumerate(ends) if start + cut_at in step.stops), None)
-            if stop is not None:
-                ends = ends[: stop + 1]
-            pieces: list[Plaintext] = [view[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-            ids = await self._send_pieces(bucket, pieces)
-            slices += [wire.Slice(key, 0, len(piece)) for key, piece in zip(ids, pieces, strict=True)]
-            start += ends[-1]
-            if stop is not None:
-                return start
-        return None
+            last = final and end == step.limit
+            pieces = await self._begin(
+                bucket, partial(self._cut, bucket, layers, start, end, step.stops, last), sending
+            )
+            if not pieces:
+                break
+            for key, piece in pieces:
+                slices.append(wire.Slice(key, 0, len(piece)))
+                start += len(piece)
+        return start
 
-    async def _read(self, bucket: BucketState, layers: Layers, start: int, end: int) -> bytes:
-        """As ``downloads.read``, but lets others at the processor every now and then."""
-        parts = []
-        for offset in range(start, end, READ_BYTES):
-            parts.append(await self.downloads.read(bucket.id, layers, offset, min(offset + READ_BYTES, end)))
-            await trio.lowlevel.checkpoint()
-        return b"".join(parts)
+    async def _cut(
+        self, bucket: BucketState, layers: Layers, start: int, end: int, stops: frozenset[int], final: bool
+    ) -> list[Piece]:
+        """The chunks of [start, end), up to the first stop; none when the layers change meanwhile.
 
-    async def _send_pieces(self, bucket: BucketState, pieces: Sequence[Plaintext]) -> list[bytes]:
-        """Store pieces as chunks, those the bucket lacks; returns their ids."""
-        if not pieces:
-            return []
-        ids = await trio.to_thread.run_sync(_ids, bucket.chunk_key, pieces)
-        lacking = set(await self._context.client.missing(bucket.name, list(dict.fromkeys(ids))))
-        todo = {key: piece for key, piece in zip(ids, pieces, strict=True) if key in lacking}
-        small = [(key, piece) for key, piece in todo.items() if len(piece) < SMALL_STORED]
-        with ungrouped():
+        Staged bytes are read in a thread: they stay as long as the layers refer to them.
+        """
+        plan = layers.plan(start, end)
+        window = memoryview(bytearray(end - start))
+        files = {part.slab: self._context.slabs.open(part.slab) for part in plan if part.slab}
+        try:
+            reads = []
+            for part in plan:
+                room = window[part.offset - start : part.end - start]
+                if part.slab:
+                    reads.append((files[part.slab], part.position, room))
+                elif part.chunk:
+                    room[:] = await self.downloads.read(bucket.id, layers, part.offset, part.end)
+            work = partial(_read_and_cut, reads, window, start, stops, final, bucket.chunk_key)
+            pieces = await trio.to_thread.run_sync(work)
+        finally:
+            for fd in files.values():
+                os.close(fd)
+        return pieces if layers.plan(start, end) == plan else []
+
+    # The second half of the pipeline
+
+    async def _begin(
+        self, bucket: BucketState, make: Callable[[], Awaitable[list[Piece]]], sending: trio.Nursery
+    ) -> list[Piece]:
+        """What ``make`` returns, which begins when there is room for it in memory. It is sent in the background."""
+        await self._windows.acquire()
+        try:
+            pieces = await make()
+        except BaseException:
+            self._windows.release()
+            raise
+        sending.start_soon(self._deliver, bucket, pieces)
+        return pieces
+
+    async def _deliver(self, bucket: BucketState, pieces: list[Piece]) -> None:
+        """Store the pieces that the bucket lacks."""
+        small = {key: piece for key, piece in pieces if len(piece) < SMALL_STORED}
+        large = {key: piece for key, piece in pieces if len(piece) >= SMALL_STORED}
+        try:
             async with trio.open_nursery() as nursery:
                 if small:
-                    nursery.start_soon(self._put_small, bucket, small)
-                for key, piece in todo.items():
-                    if len(piece) >= SMALL_STORED:
-                        nursery.start_soon(self._put, bucket, key, piece)
-        return ids
+                    nursery.start_soon(self._put_small, bucket, list(small.items()))
+                if large:
+                    for key in await self._context.client.missing(bucket.name, list(large)):
+                        nursery.start_soon(self._put, bucket, key, large[key])
+        finally:
+            self._windows.release()
 
     async def _put(self, bucket: BucketState, key: bytes, piece: Plaintext) -> None:
         async with self._slots:
@@ -177,7 +242,7 @@ class Uploads:
             await self._context.client.put_chunk(bucket.name, key, stored)
         self._sent(len(stored))
 
-    async def _put_small(self, bucket: BucketState, small: list[tuple[bytes, Plaintext]]) -> None:
+    async def _put_small(self, bucket: BucketState, small: list[Piece]) -> None:
         async with self._slots:
             stored = await trio.to_thread.run_sync(_encode_all, small)
             await self._context.client.put_chunks(bucket.name, stored)
@@ -193,7 +258,11 @@ class Uploads:
     def written(self, content: Content) -> None:
         """A file grew: begin to send it when much of it waits."""
         layers = content.layers
-        if content.ino not in self._early and content.private and layers.size - self._start(content) >= EARLY_BYTES:
+        if (
+            content.ino not in self._early
+            and content.private
+            and layers.size - self._start(content) >= self._early_from
+        ):
             self._early.add(content.ino)
             content.users += 1
             self._nursery.start_soon(self._send_early, content)
@@ -205,42 +274,65 @@ class Uploads:
     async def _send_early(self, content: Content) -> None:
         try:
             bucket = self._context.buckets.by_id[content.bucket]
-            while content.writers and content.layers.size - self._start(content) >= WINDOW:
-                if not await self._send_early_window(bucket, content):
-                    break
+            while content.writers and await self._send_early_part(bucket, content):
+                pass
         except (ClientError, OSError) as error:
             log.info("early upload of %s: %s", self._context.inodes.path(content.ino), error)
         finally:
             self._early.discard(content.ino)
             self._context.staging.release(content)
 
-    async def _send_early_window(self, bucket: BucketState, content: Content) -> bool:
-        """Send the next chunks of a file that is being written; False when it changes under us."""
-        start = self._start(content)
-        end = min(start + WINDOW, content.layers.size)
+    async def _send_early_part(self, bucket: BucketState, content: Content) -> bool:
+        """Send some more of a file that is being written; False when there is too little, or it changes under us."""
+        cuts = [step for step in steps(content.layers, still_open=False, start=self._start(content)) if _worth(step)]
+        if not cuts:
+            return False
+        start, gen = cuts[0].start, content.gen
         content.lowest_write = content.layers.size
-        window = await self._read(bucket, content.layers, start, end)
-        lengths = await trio.to_thread.run_sync(_cut, window, False)
-        ends = list(accumulate(lengths))
-        pieces: list[Plaintext] = [memoryview(window)[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-        ids = await self._send_pieces(bucket, pieces)
-        for key, piece in zip(ids, pieces, strict=True):
-            if start + len(piece) > content.lowest_write:
-                break
-            self._context.staging.replace(content, Extent(start, len(piece), 0, 0, content.gen, key))
-            start += len(piece)
-        moved = start > content.early
-        content.early = max(start, content.early)
-        return moved
+        slices: list[wire.Slice] = []
+        part = Cut(start, min(start + self._early_from, cuts[0].limit))
+        with ungrouped():
+            async with trio.open_nursery() as sending:
+                await self._send_range(bucket, content.layers, part, slices, sending, final=False)
+        for piece in slices:
+            if start + piece.length > content.lowest_write or content.gen != gen:
+                return False
+            self._context.staging.replace(content, Extent(start, piece.length, 0, 0, gen, piece.chunk))
+            start += piece.length
+            content.early = start
+        self._context.made_progress()
+        return bool(slices)
 
 
-def _cut(window: bytes, final: bool) -> list[int]:
-    return cut(window, final=final)
+def _worth(step: Keep | Cut) -> TypeGuard[Cut]:
+    """Whether a step is a range large enough to be sent before the file is closed."""
+    return isinstance(step, Cut) and step.limit - step.start >= WINDOW
 
 
-def _ids(key: bytes, pieces: Sequence[Plaintext]) -> list[bytes]:
-    return [chunk_id(key, piece) for piece in pieces]
+def _read_and_cut(
+    reads: list[tuple[int, int, memoryview]],
+    window: memoryview,
+    start: int,
+    stops: frozenset[int],
+    final: bool,
+    key: bytes,
+) -> list[Piece]:
+    for fd, position, room in reads:
+        read_into(fd, position, room)
+    pieces: list[Piece] = []
+    end = 0
+    for length in cut(window, final=final):
+        piece = window[end : end + length]
+        pieces.append((chunk_id(key, piece), piece))
+        end += length
+        if start + end in stops:
+            break
+    return pieces
 
 
-def _encode_all(pieces: list[tuple[bytes, Plaintext]]) -> list[tuple[bytes, bytes]]:
+def _name(key: bytes, pieces: Sequence[Plaintext]) -> list[Piece]:
+    return [(chunk_id(key, piece), piece) for piece in pieces]
+
+
+def _encode_all(pieces: list[Piece]) -> list[tuple[bytes, bytes]]:
     return [(key, encode(piece)) for key, piece in pieces]
