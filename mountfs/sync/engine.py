@@ -36,6 +36,7 @@ class Engine:
         self.uploads = Uploads(context, self.downloads, nursery)
         self.remote = Remote(context, self.downloads)
         self._committers: dict[int, Committer] = {}
+        self._reconnected = trio.Event()
         self._scopes: dict[int, trio.CancelScope] = {}
 
     def start(self) -> None:
@@ -47,6 +48,8 @@ class Engine:
         """The server is there again: nothing waits any longer."""
         if state.connected:
             self.hurry()
+            event, self._reconnected = self._reconnected, trio.Event()
+            event.set()
 
     def _watch_all(self) -> None:
         for bucket in list(self.context.buckets.by_id.values()):
@@ -81,7 +84,8 @@ class Engine:
                     await self._start_over(bucket)
                     continue
                 log.debug("change feed of bucket %s: %s", bucket.name, error)
-                await trio.sleep(delay * (0.5 + random.random()))  # noqa: S311
+                with trio.move_on_after(delay * (0.5 + random.random())):  # noqa: S311
+                    await self._reconnected.wait()
                 # The next request may be the one that finds the server back: its answer must not wait for changes.
                 delay, wait = min(delay * 2, FEED_RETRY_MOST), 0.0
                 continue
