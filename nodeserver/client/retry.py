@@ -29,7 +29,8 @@ async def retried(request: Callable[[], Awaitable[T]], breaker: Breaker, deadlin
 
     Raises what the last one raised when it is not transient or there is no time left for another;
     DeadlineExceeded only when none had come to an end before.
-    With ``once`` the first failure is the last. A call that finds the circuit open raises CircuitOpen at once; one that has tried before waits for it.
+    With ``once`` the first failure is the last. A call that finds the circuit open raises CircuitOpen at once;
+    one that has tried before waits for it.
     """
     until = anyio.current_time() + deadline
     tries = 0
