@@ -164,6 +164,8 @@ class Engine:
         with trio.move_on_after(self.context.config.data_deadline) as scope:
             while not cache.has_room(size):
                 self.hurry()
+                for content in list(self.context.staging.contents.values()):
+                    self.uploads.written(content)
                 if not self.context.client.state.connected or self.context.server_full or not self.context.unsent():
                     break
                 await self.context.progress.wait()
