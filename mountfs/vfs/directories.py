@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from mountfs.local.inodes import Inode
 from mountfs.sync.engine import Engine
+from mountfs.sync.remote import RESOLVE_LIMIT
 from mountfs.vfs.tree import Tree, failure
 
 PAGE = 1000
@@ -55,7 +56,20 @@ class Directories:
             cursor.page_start = -1
         if not cursor.page_start <= position < cursor.page_start + len(cursor.page):
             self._load(cursor, position)
+            if await self._refresh(cursor):
+                self._load(cursor, position)
         return self._rest(cursor, position)
+
+    async def _refresh(self, cursor: Cursor) -> bool:
+        """Ask anew for what changed elsewhere: the kernel keeps the attributes that a listing gives it."""
+        stale = [inode for _, inode in cursor.page if inode.stale]
+        if len(stale) > RESOLVE_LIMIT:
+            self._inodes.update(cursor.ino, complete=0)
+            await self._complete(cursor.ino)
+        else:
+            for inode in stale:
+                await self._tree.inode(inode.ino)
+        return bool(stale)
 
     async def _complete(self, ino: int) -> None:
         directory = await self._tree.directory(ino)
