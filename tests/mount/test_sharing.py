@@ -59,6 +59,16 @@ def test_content_that_was_read_before_is_seen_when_it_changes_elsewhere(node: No
     assert (two / "file").read_bytes() == body[:5]
 
 
+def test_a_listing_shows_what_was_changed_elsewhere(node: Node, make_mount: MakeMount) -> None:
+    one, two = mounts(node, make_mount)
+    (one / "file").write_text("short")
+    eventually(lambda: (two / "file").exists() and (two / "file").read_text() == "short", SECONDS)
+    for text in "much longer", "x":
+        (one / "file").write_text(text)
+        eventually(lambda: [entry.stat().st_size for entry in os.scandir(two)] == [len(text)], SECONDS)  # noqa: B023
+        assert (two / "file").read_text() == text
+
+
 def test_who_writes_at_once_in_two_mounts_finds_both_contents(node: Node, make_mount: MakeMount) -> None:
     node.create_bucket(BUCKET)
     with FaultProxy(node.url) as proxy:
