@@ -122,13 +122,7 @@ class Slabs:
 
     def read(self, slab: int, position: int, length: int) -> bytes:
         """Read exactly ``length`` bytes. Raises OSError(EIO) when the slab is shorter."""
-        data = os.pread(self.file(slab), length, position)
-        while len(data) < length:
-            more = os.pread(self.file(slab), length - len(data), position + len(data))
-            if not more:
-                raise OSError(errno.EIO, f"slab {slab} ends before byte {position + length}")
-            data += more
-        return data
+        return read_at(self.file(slab), position, length)
 
     def punch(self, slab: int, position: int, length: int) -> None:
         """Give a range back to the disk."""
@@ -179,11 +173,12 @@ def write_at(fd: int, position: int, pieces: Iterable[bytes | memoryview]) -> No
         position += done
 
 
-def read_into(fd: int, position: int, buffer: memoryview) -> None:
-    """Fill ``buffer``. Raises OSError(EIO) when the slab is shorter."""
-    done = 0
-    while done < len(buffer):
-        count = os.preadv(fd, [buffer[done:]], position + done)
-        if not count:
-            raise OSError(errno.EIO, f"the slab ends before byte {position + len(buffer)}")
-        done += count
+def read_at(fd: int, position: int, length: int) -> bytes:
+    """Read exactly ``length`` bytes. Raises OSError(EIO) when the slab is shorter."""
+    data = os.pread(fd, length, position)
+    while len(data) < length:
+        more = os.pread(fd, length - len(data), position + len(data))
+        if not more:
+            raise OSError(errno.EIO, f"the slab ends before byte {position + length}")
+        data += more
+    return data

@@ -14,7 +14,7 @@ import trio
 from mountfs.local.buckets import BucketState
 from mountfs.local.extents import Extent
 from mountfs.local.layers import Layers
-from mountfs.local.slabs import read_into
+from mountfs.local.slabs import read_at
 from mountfs.local.staging import Content, Snapshot
 from mountfs.sync.chunking import Cut, Keep, after_stop, steps
 from mountfs.sync.context import Context
@@ -47,6 +47,8 @@ EARLY_SHARE = 4
 Plaintext = bytes | memoryview
 Piece = tuple[bytes, Plaintext]
 """A chunk's id and plaintext."""
+Source = tuple[int | None, int, int]
+"""Descriptor (None for zeros), position and length of some bytes."""
 
 
 @dataclasses.dataclass
@@ -190,17 +192,15 @@ class Uploads:
         Staged bytes are read in a thread: they stay as long as the layers refer to them.
         """
         plan = layers.plan(start, end)
-        window = memoryview(bytearray(end - start))
         files = {part.slab: self._context.slabs.open(part.slab) for part in plan if part.slab}
         try:
-            reads = []
+            sources: list[bytes | Source] = []
             for part in plan:
-                room = window[part.offset - start : part.end - start]
-                if part.slab:
-                    reads.append((files[part.slab], part.position, room))
-                elif part.chunk:
-                    room[:] = await self.downloads.read(bucket.id, layers, part.offset, part.end)
-            work = partial(_read_and_cut, reads, window, start, stops, final, bucket.chunk_key)
+                if part.chunk:
+                    sources.append(await self.downloads.read(bucket.id, layers, part.offset, part.end))
+                else:
+                    sources.append((files.get(part.slab), part.position, part.length))
+            work = partial(_read_and_cut, sources, start, stops, final, bucket.chunk_key)
             pieces = await trio.to_thread.run_sync(work)
         finally:
             for fd in files.values():
@@ -310,15 +310,10 @@ def _worth(step: Keep | Cut) -> TypeGuard[Cut]:
 
 
 def _read_and_cut(
-    reads: list[tuple[int, int, memoryview]],
-    window: memoryview,
-    start: int,
-    stops: frozenset[int],
-    final: bool,
-    key: bytes,
+    sources: list[bytes | Source], start: int, stops: frozenset[int], final: bool, key: bytes
 ) -> list[Piece]:
-    for fd, position, room in reads:
-        read_into(fd, position, room)
+    parts = [source if isinstance(source, bytes) else _read(*source) for source in sources]
+    window = memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
     pieces: list[Piece] = []
     end = 0
     for length in cut(window, final=final):
@@ -328,6 +323,10 @@ def _read_and_cut(
         if start + end in stops:
             break
     return pieces
+
+
+def _read(fd: int | None, position: int, length: int) -> bytes:
+    return bytes(length) if fd is None else read_at(fd, position, length)
 
 
 def _name(key: bytes, pieces: Sequence[Plaintext]) -> list[Piece]:

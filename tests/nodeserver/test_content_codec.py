@@ -65,6 +65,17 @@ def test_the_largest_chunk_and_one_byte_more() -> None:
         codec.encode(bytes(MAX_CHUNK + 1))
 
 
+@pytest.mark.parametrize("quarter", range(4))
+def test_a_large_chunk_is_compressed_when_part_of_it_can_be(quarter: int) -> None:
+    size = 256 * 1024
+    parts = [random.Random(number).randbytes(size) for number in range(4)]
+    assert len(codec.encode(b"".join(parts))) == 4 * size + HEADER
+    parts[quarter] = bytes(size)
+    stored = codec.encode(b"".join(parts))
+    assert len(stored) < 3.1 * size
+    assert codec.decode(stored) == b"".join(parts)
+
+
 @pytest.mark.parametrize("plaintext", [b"", INCOMPRESSIBLE, COMPRESSIBLE], ids=["empty", "raw", "zstd"])
 def test_every_flipped_bit_is_detected(plaintext: bytes) -> None:
     stored = codec.encode(plaintext)
