@@ -210,6 +210,14 @@ class Mount:
             raise AssertionError(f"mountfs mount ended with {process.returncode}:\n{tail(self.log)}")
         return self
 
+    def refused(self, *words: str) -> None:
+        """The mount command fails with one line that has the words, and leaves no mount."""
+        result = command("mountfs", *self.arguments_of_mount(), timeout=20)
+        assert result.returncode != 0
+        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+        assert all(word in result.stderr for word in words), result.stderr
+        assert not self.mounted
+
     def stop(self) -> None:
         """SIGTERM: drains, unmounts, ends with 0."""
         code = self.end(signal.SIGTERM)

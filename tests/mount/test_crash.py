@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import MakeMount
 from tests.harness import BIN, Mount, Node, command, disk_use, eventually
+from tests.mount.attempts import attempt
 from tests.mount.ledger import Ledger
 from tests.mount.posix import fails_with
 
@@ -267,3 +268,84 @@ def test_fsync_and_sync_put_it_on_the_server(node: Node, make_mount: MakeMount) 
     mount.kill()
     second.start()
     assert (second.path / "deep/er/other").read_text() == "synced"
+
+
+def test_sync_is_through_also_when_files_came_and_went(node: Node, make_mount: MakeMount) -> None:
+    mount = make_mount(node, node.create_bucket("durable"))
+    for directory in mount.path, mount.path / "directory":
+        directory.mkdir(exist_ok=True)
+        (directory / "temporary").write_bytes(os.urandom(100_000))
+        (directory / "temporary").unlink()
+        mount.sync()
+        assert mount.status()["pending"]["operations"] == 0
+
+
+def test_fsync_of_a_directory_does_not_wait_for_files_that_are_open(node: Node, make_mount: MakeMount) -> None:
+    bucket = node.create_bucket("durable")
+    mount = make_mount(node, bucket, options={"nowriteback": True, "data-deadline": 10})
+    with open(mount.path / "open", "wb", buffering=0) as file:
+        file.write(os.urandom(3 << 20))
+        (mount.path / "closed").write_text("content")
+        for _ in range(3):
+            file.write(os.urandom(1 << 20))
+            assert attempt("os.fsync(os.open(path, os.O_RDONLY))", mount.path, 5) == ""
+        second = make_mount(node, bucket)
+        assert sorted(os.listdir(second.path)) == ["closed", "open"]
+        assert (second.path / "closed").read_text() == "content"
+
+
+PAGE = 4096
+
+
+def page(file: str, number: int, version: int) -> bytes:
+    """What a page of a file holds: it tells where it belongs."""
+    return f"{file} page {number} version {version}\n".encode().ljust(PAGE, b".")
+
+
+@pytest.mark.parametrize("writeback", [True, False], ids=["writeback", "nowriteback"])
+def test_pages_of_a_file_that_was_being_written_in_place_are_old_or_new_after_a_crash(
+    writeback: bool, node: Node, make_mount: MakeMount
+) -> None:
+    rng = random.Random(writeback)
+    bucket = node.create_bucket("crash")
+    mount = make_mount(node, bucket, options={} if writeback else {"nowriteback": True})
+    files = {f"file{count}": count for count in (3, 60, 600)}
+    for name, count in files.items():
+        (mount.path / name).write_bytes(b"".join(page(name, number, 0) for number in range(count)))
+        (mount.path / f"gone-{name}").write_bytes(b"secret" * PAGE)
+        (mount.path / f"gone-{name}").unlink()
+    mount.sync()
+    fds = {name: os.open(mount.path / name, os.O_RDWR) for name in files}
+    allowed: dict[str, list[set[int | None]]] = {
+        name: [{0} for _ in range(count)] + [{None} for _ in range(count)] for name, count in files.items()
+    }
+    for version in range(1, 400):
+        name = rng.choice(list(files))
+        number = rng.randrange(2 * files[name])
+        assert os.pwrite(fds[name], page(name, number, version), number * PAGE) == PAGE
+        if writeback:
+            allowed[name][number].add(version)
+        else:
+            allowed[name][number] = {version}
+        if version == 300:  # the kernel begins to hand over what it has collected
+            for fd in fds.values():
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    sizes = {name: os.fstat(fd).st_size for name, fd in fds.items()}
+    mount.kill()
+    for fd in fds.values():
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    mount.start()
+    for name, count in files.items():
+        content = (mount.path / name).read_bytes()
+        assert count * PAGE <= len(content) <= sizes[name]
+        assert writeback or len(content) == sizes[name]
+        for number in range(len(content) // PAGE):
+            versions = allowed[name][number]
+            rights = [bytes(PAGE) if version is None else page(name, number, version) for version in versions]
+            assert content[number * PAGE :][:PAGE] in rights, (name, number, versions)
+    mount.sync()
+    second = make_mount(node, bucket)
+    assert {name: (second.path / name).read_bytes() for name in os.listdir(second.path)} == {
+        name: (mount.path / name).read_bytes() for name in files
+    }

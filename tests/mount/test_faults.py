@@ -207,6 +207,31 @@ def test_content_that_changes_while_it_goes_up_is_not_mixed_with_what_follows(si
     assert (setup.path / f"cut{size}").read_bytes() == body[:1]
 
 
+@pytest.mark.parametrize("size", [5_000, 131_000, 400_000, 3_000_000])
+def test_content_that_was_written_again_and_again_while_it_went_up_is_not_forgotten(size: int, setup: Setup) -> None:
+    bodies = [os.urandom(size) for _ in range(4)]
+    path = setup.path / f"again{size}"
+    for turn in range(3):
+        setup.proxy.forget()
+        setup.proxy.set("delay", match=r"POST .*/commits", seconds=DATA / 4)
+        with open(path, "wb", buffering=0) as file:
+            for body in bodies:
+                os.pwrite(file.fileno(), body, 0)
+                os.fsync(file.fileno()) if turn == 2 else None
+        setup.proxy.wait_for("POST", r"/commits", mode="delay")
+        path.write_bytes(bodies[turn])
+    setup.proxy.set("pass")
+    setup.mount.sync()
+    for number, body in enumerate(bodies):
+        (setup.path / f"same{size}-{number}").write_bytes(body)
+    setup.mount.sync()
+    setup.mount.remount()
+    assert path.read_bytes() == bodies[2]
+    assert [(setup.path / f"same{size}-{number}").read_bytes() == body for number, body in enumerate(bodies)] == [
+        True
+    ] * len(bodies)
+
+
 def test_a_mount_with_known_state_starts_without_the_server(setup: Setup) -> None:
     path = setup.path
     setup.mount.stop()
@@ -240,36 +265,7 @@ def test_a_mount_without_known_state_fails_clearly_when_the_server_is_down(setup
         setup.proxy.set(fault)
         mount = setup.make(setup.node, "faults", url=setup.proxy.url, options=DEADLINES, start=False)
         mount.path.mkdir()
-        refused(mount)
-
-
-def refused(mount: Mount, *words: str) -> None:
-    """The mount command fails with one line that has the words, and leaves no mount."""
-    result = command("mountfs", *mount.arguments_of_mount(), timeout=20)
-    assert result.returncode != 0
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    assert all(word in result.stderr for word in words), result.stderr
-    assert not mount.mounted
-
-
-def test_wrong_tokens_buckets_and_urls_are_told_in_one_line(
-    module_node: Node, make_mount: MakeMount, tmp_path: Path, seed: None
-) -> None:
-    (tmp_path / "wrong").write_text("not.a.token\n")
-    (tmp_path / "wrong").chmod(0o600)
-    path = tmp_path / "point"
-    path.mkdir()
-    refused(make_mount(module_node, "faults", token_file=tmp_path / "wrong", path=path, start=False), "token")
-    refused(make_mount(module_node, "faults", token_file=tmp_path / "absent", path=path, start=False), "absent")
-    refused(make_mount(module_node, "no-such-bucket", path=path, start=False), "no-such-bucket")
-    refused(make_mount(module_node, "Not_A_Bucket", path=path, start=False), "Not_A_Bucket")
-    refused(make_mount(module_node, "a/b/c", path=path, start=False))
-    for url in "ftp://example.org", "http://", "nonsense", "http://127.0.0.1:1", "http://127.0.0.1:99999":
-        refused(make_mount(module_node, "faults", url=url, path=path, start=False))
-    refused(make_mount(module_node, "faults", options={"nonsense": True}, path=path, start=False), "nonsense")
-    refused(make_mount(module_node, "faults", path=tmp_path / "absent", start=False), "absent")
-    (tmp_path / "file").touch()
-    refused(make_mount(module_node, "faults", path=tmp_path / "file", start=False), "file")
+        mount.refused()
 
 
 def test_an_orderly_end_names_what_it_could_not_send_and_the_next_mount_sends_it(setup: Setup) -> None:

@@ -18,7 +18,7 @@ from tests.harness import Node, disk_use, eventually, small_disk
 from tests.mount.attempts import attempt, succeeds
 
 MIB = 1 << 20
-OPTIONS = {"metadata-deadline": 1, "data-deadline": 3, "settle": 0.1}
+OPTIONS = {"metadata-deadline": 1, "data-deadline": 10, "settle": 0.1}
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 
 
@@ -200,6 +200,29 @@ def test_an_exceeded_quota_is_told_and_more_quota_lets_everything_go_up(node: No
     holds(other.path, durable, "durable")
     holds(other.path, accepted, "local")
     assert (other.path / "more").stat().st_size == 2 * MIB
+
+
+def test_content_that_the_server_refused_for_the_quota_goes_up_once_there_is_more(
+    node: Node, make_mount: MakeMount
+) -> None:
+    mount = make_mount(node, node.create_bucket("limits"), options=OPTIONS)
+    (mount.path / "before").write_bytes(body("before", MIB))
+    mount.sync()
+    node.kill()  # what is accepted meanwhile knows of no quota
+    for name in "first", "second":
+        (mount.path / name).write_bytes(body(name, 3 * MIB))
+    node.start()
+    node.set_quota("limits", 2 * MIB)
+    eventually(lambda: "quota" in str(mount.status()["errors"]), 30, "the refusal is told")
+    for name in "first", "second":
+        assert (mount.path / name).read_bytes() == body(name, 3 * MIB), "here it is whole"
+    mount.remount(signal.SIGKILL)
+    assert mount.status()["pending"]["files"]
+    node.set_quota("limits", 20 * MIB)
+    mount.sync()
+    other = make_mount(node, "limits")
+    for name in "first", "second":
+        assert (other.path / name).read_bytes() == body(name, 3 * MIB)
 
 
 def test_deleting_files_makes_room_in_the_quota(node: Node, make_mount: MakeMount) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from nodeserver.protocol.wire import MAX_COMMIT_OPS
 from tests.conftest import MakeMount
 from tests.harness import Mount, Node, command, eventually
 from tests.mount.posix import fails_with
+from tests.nodeserver.api import DIRECTORY, Api
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +156,19 @@ def test_a_bucket_made_elsewhere_appears(node: Node, root: Mount) -> None:
     assert eventually(lambda: os.listdir(root.path), 20) == ["elsewhere"]
     (root.path / "elsewhere/file").write_text("x")
     root.sync()
+
+
+def test_a_large_directory_never_seen_before_is_listed_whole_and_twice_alike(node: Node, make_mount: MakeMount) -> None:
+    api = Api(node)
+    directory = api.create(b"large", DIRECTORY)
+    names = [f"{number * 7919 % 30_000:05}{'x' * (number % 40)}" for number in range(30_000)]
+    api.commit(directory)
+    for start in range(0, len(names), MAX_COMMIT_OPS):
+        some = names[start : start + MAX_COMMIT_OPS]
+        api.commit(*(api.create(name.encode(), parent=directory.file.id) for name in some))
+    mount = make_mount(node, api.name)
+    first = os.listdir(mount.path / "large")
+    assert sorted(first) == sorted(names)
+    assert os.listdir(mount.path / "large") == first
+    mount.remount()
+    assert os.listdir(mount.path / "large") == first

@@ -1,0 +1,55 @@
+"""A mount that cannot be says why in one line, and changes nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from mountfs.local.database import FORMAT
+from tests.conftest import MakeMount
+from tests.harness import Node
+
+BUCKET = "refusals"
+
+
+def test_wrong_tokens_buckets_and_urls_are_told_in_one_line(node: Node, make_mount: MakeMount, tmp_path: Path) -> None:
+    path = tmp_path / "point"
+    path.mkdir()
+
+    def refused(*words: str, bucket: str = node.create_bucket(BUCKET), at: Path = path, **how: object) -> None:
+        make_mount(node, bucket, path=at, start=False, **how).refused(*words)
+
+    (tmp_path / "wrong").write_text("not.a.token\n")
+    (tmp_path / "wrong").chmod(0o600)
+    (tmp_path / "file").touch()
+    refused("token", token_file=tmp_path / "wrong")
+    refused("absent", token_file=tmp_path / "absent")
+    refused("no-such-bucket", bucket="no-such-bucket")
+    refused("Not_A_Bucket", bucket="Not_A_Bucket")
+    refused(bucket="a/b/c")
+    for url in "ftp://example.org", "http://", "nonsense", "http://127.0.0.1:1", "http://127.0.0.1:99999":
+        refused(url=url)
+    refused("nonsense", options={"nonsense": True})
+    refused("absent", at=tmp_path / "absent")
+    refused("file", at=tmp_path / "file")
+
+
+def test_state_of_a_newer_release_is_refused_unchanged(node: Node, make_mount: MakeMount) -> None:
+    mount = make_mount(node, node.create_bucket(BUCKET))
+    (mount.path / "file").write_text("kept")
+    mount.stop()
+    set_format(mount.state, FORMAT + 1)
+    before = (mount.state / "mount.db").read_bytes()
+    mount.refused(f"format {FORMAT + 1}", "newer")
+    assert (mount.state / "mount.db").read_bytes() == before
+    set_format(mount.state, FORMAT)
+    mount.start()
+    assert (mount.path / "file").read_text() == "kept"
+
+
+def set_format(state: Path, number: int) -> None:
+    """Make the local database one of another format."""
+    with closing(sqlite3.connect(state / "mount.db")) as db:
+        db.execute(f"PRAGMA user_version = {number}")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
