@@ -316,8 +316,9 @@ def test_pages_of_a_file_that_was_being_written_in_place_are_old_or_new_after_a_
         (mount.path / f"gone-{name}").unlink()
     mount.sync()
     fds = {name: os.open(mount.path / name, os.O_RDWR) for name in files}
-    allowed: dict[str, list[set[int | None]]] = {
-        name: [{0} for _ in range(count)] + [{None} for _ in range(count)] for name, count in files.items()
+    allowed = {
+        name: [set[int | None]([0 if number < count else None]) for number in range(2 * count)]
+        for name, count in files.items()
     }
     for version in range(1, 400):
         name = rng.choice(list(files))
