@@ -127,11 +127,12 @@ class Journal:
         parent2: int = 0,
         name2: bytes = b"",
         mask: int = 0,
+        row_id: int | None = None,
     ) -> None:
-        """Append a row, inside the caller's transaction."""
+        """Append a row, inside the caller's transaction; or put it where the row ``row_id`` was."""
         self._db.execute(
-            "INSERT INTO journal VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (bucket, op, ino, parent, name, ino2, parent2, name2, time, mask),
+            "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (row_id, bucket, op, ino, parent, name, ino2, parent2, name2, time, mask),
         )
         row_id = self._db.connection.last_insert_rowid()
         self._count(Row(row_id, bucket, op, ino, parent, name, ino2, parent2, name2, time, mask), 1)

@@ -156,8 +156,9 @@ class Committer:
     def _keep_times(self, gone: list[Row]) -> None:
         """What came and went leaves no trace but the times of its directories."""
         inos = {row.ino for row in gone}
-        for ino in {parent for row in gone for parent, _ in row.names()} - inos:
-            self._context.journal.add_attr(self._bucket.id, ino, time.time_ns(), Field.MTIME, last=True)
+        last = {parent: row for row in sorted(gone) for parent, _ in row.names() if parent not in inos}
+        for parent, row in last.items():
+            self._context.journal.add(self._bucket.id, Op.ATTR, parent, row.time, mask=Field.MTIME, row_id=row.id)
 
     async def _drain(self, nursery: trio.Nursery) -> None:
         """Send what has settled; while much is left, the content of a batch as the one before commits."""

@@ -14,15 +14,15 @@ import trio
 from mountfs.local.buckets import BucketState
 from mountfs.local.extents import Extent
 from mountfs.local.layers import Layers
-from mountfs.local.slabs import read_at
 from mountfs.local.staging import Content, Snapshot
 from mountfs.sync.chunking import Cut, Keep, after_stop, steps
 from mountfs.sync.context import Context
 from mountfs.sync.downloads import Downloads
 from mountfs.sync.errors import ungrouped
+from mountfs.sync.pieces import Piece, Plaintext, Source, encode_all, name_all, read_and_cut
 from nodeserver.client import ClientError
-from nodeserver.content.chunker import MIN_CHUNK, cut
-from nodeserver.content.codec import MAX_CHUNK, chunk_id, encode
+from nodeserver.content.chunker import MIN_CHUNK
+from nodeserver.content.codec import MAX_CHUNK, encode
 from nodeserver.content.manifest import MAX_INLINE, content_hash, pack_slices
 from nodeserver.protocol import wire
 from nodeserver.protocol.ids import new_id
@@ -43,12 +43,6 @@ AT_ONCE = 4
 EARLY_BYTES = 32 << 20
 """A file being written starts to upload when this much of it waits, or as much as fills its share of the cache."""
 EARLY_SHARE = 4
-
-Plaintext = bytes | memoryview
-Piece = tuple[bytes, Plaintext]
-"""A chunk's id and plaintext."""
-Source = tuple[int | None, int, int]
-"""Descriptor (None for zeros), position and length of some bytes."""
 
 
 @dataclasses.dataclass
@@ -140,8 +134,8 @@ class Uploads:
         """Begin to store pieces as chunks; returns their ids."""
         if not pieces:
             return []
-        name = partial(trio.to_thread.run_sync, _name, bucket.chunk_key, pieces)
-        return [key for key, _ in await self._begin(bucket, name, sending)]
+        make = partial(trio.to_thread.run_sync, name_all, bucket.chunk_key, pieces)
+        return [key for key, _ in await self._begin(bucket, make, sending)]
 
     async def _send_large(self, bucket: BucketState, snapshot: Snapshot, sending: trio.Nursery) -> list[wire.Slice]:
         slices: list[wire.Slice] = []
@@ -200,7 +194,7 @@ class Uploads:
                     sources.append(await self.downloads.read(bucket.id, layers, part.offset, part.end))
                 else:
                     sources.append((files.get(part.slab), part.position, part.length))
-            work = partial(_read_and_cut, sources, start, stops, final, bucket.chunk_key)
+            work = partial(read_and_cut, sources, start, stops, final, bucket.chunk_key)
             pieces = await trio.to_thread.run_sync(work)
         finally:
             for fd in files.values():
@@ -244,7 +238,7 @@ class Uploads:
 
     async def _put_small(self, bucket: BucketState, small: list[Piece]) -> None:
         async with self._slots:
-            stored = await trio.to_thread.run_sync(_encode_all, small)
+            stored = await trio.to_thread.run_sync(encode_all, small)
             await self._context.client.put_chunks(bucket.name, stored)
         self._sent(sum(len(piece) for _, piece in stored))
 
@@ -307,31 +301,3 @@ class Uploads:
 def _worth(step: Keep | Cut) -> TypeGuard[Cut]:
     """Whether a step is a range large enough to be sent before the file is closed."""
     return isinstance(step, Cut) and step.limit - step.start >= WINDOW
-
-
-def _read_and_cut(
-    sources: list[bytes | Source], start: int, stops: frozenset[int], final: bool, key: bytes
-) -> list[Piece]:
-    parts = [source if isinstance(source, bytes) else _read(*source) for source in sources]
-    window = memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
-    pieces: list[Piece] = []
-    end = 0
-    for length in cut(window, final=final):
-        piece = window[end : end + length]
-        pieces.append((chunk_id(key, piece), piece))
-        end += length
-        if start + end in stops:
-            break
-    return pieces
-
-
-def _read(fd: int | None, position: int, length: int) -> bytes:
-    return bytes(length) if fd is None else read_at(fd, position, length)
-
-
-def _name(key: bytes, pieces: Sequence[Plaintext]) -> list[Piece]:
-    return [(chunk_id(key, piece), piece) for piece in pieces]
-
-
-def _encode_all(pieces: list[Piece]) -> list[tuple[bytes, bytes]]:
-    return [(key, encode(piece)) for key, piece in pieces]

@@ -133,27 +133,29 @@ class FileSystem:
         """
         for content in list(self._context.staging.contents.values()):
             self._context.staging.seal(content)
+        last = self._context.journal.last()
         with trio.move_on_after(deadline):
             try:
                 await self.engine.drained()
-            except OSError:
-                return self.pending_names()
-        return self.pending_names()
+            except OSError as error:
+                log.warning("not everything is on the nodes: %s", error.strerror)
+        return self.pending_names(last)
 
-    def pending_names(self) -> list[str]:
-        """Paths of files that the nodes do not have as they are here, oldest change first, at most ``NAMED``."""
+    def pending_names(self, up_to: int | None = None) -> list[str]:
+        """Paths of files that the nodes do not have as they are here, oldest change first, at most ``NAMED``.
+
+        ``up_to``: for changes up to this journal row.
+        """
         inodes, paths = self._context.inodes, dict[str, None]()
         for row in self._context.journal.rows(limit=10 * NAMED):
+            if up_to is not None and row.id > up_to:
+                break
             if row.parent:
                 parent, name = (row.parent2, row.name2) if row.parent2 else (row.parent, row.name)
-                above = inodes.path(parent)
-                paths[
-                    f"{above}/{name.decode(errors='backslashreplace')}"
-                    if above
-                    else name.decode(errors="backslashreplace")
-                ] = None
+                path = "/".join(filter(None, (inodes.path(parent), name.decode(errors="backslashreplace"))))
             else:
-                paths[inodes.path(row.ino)] = None
+                path = inodes.path(row.ino) or "."
+            paths[path] = None
             if len(paths) >= NAMED:
                 break
         return list(paths)
