@@ -23,7 +23,7 @@ from tests.mount.posix import fails_with
 
 UNDER_WAY = {"ENOTCONN", "ECONNABORTED", "EIO"}
 """What a call may get that is under way when the daemon dies; EIO is what the kernel makes of a failed write-back."""
-ROUNDS = 10
+ROUNDS = 6
 """Daemons killed in one test, times --soak."""
 
 
@@ -128,8 +128,8 @@ def test_everything_goes_up_once_although_the_server_is_killed_again_and_again(
     bucket = node.create_bucket("crash")
     mount = make_mount(node, bucket)
     logs = [tmp_path / f"log-{who}" for who in range(2)]
-    writers = [Writer(mount.path, log, who, 150) for who, log in enumerate(logs)]
-    for turn in range(5 * soak):
+    writers = [Writer(mount.path, log, who, 120) for who, log in enumerate(logs)]
+    for turn in range(4 * soak):
         progress(writers, 50 * turn)
         a_moment(rng)
         node.kill()

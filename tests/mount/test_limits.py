@@ -82,12 +82,12 @@ def test_more_than_the_cache_holds_passes_through_it(node: Node, make_mount: Mak
     mount = make_mount(node, node.create_bucket("limits"), cache_size="32M", options=OPTIONS)
     digest = hashlib.sha256()
     with open(mount.path / "large", "wb") as file:
-        for number in range(100):
+        for number in range(64):
             file.write(piece := body(str(number), MIB))
             digest.update(piece)
             if number % 10 == 0:
                 assert disk_use(mount.state) <= 40 * MIB
-    sizes = fill(mount.path, most=60)
+    sizes = fill(mount.path, most=40)
     assert sizes.pop() == 0
     mount.sync()
     with open(mount.path / "large", "rb") as file:
@@ -217,8 +217,10 @@ def test_content_that_the_server_refused_for_the_quota_goes_up_once_there_is_mor
     for name in "first", "second":
         assert (mount.path / name).read_bytes() == body(name, 3 * MIB), "here it is whole"
     mount.remount(signal.SIGKILL)
-    assert mount.status()["pending"]["files"]
+    eventually(lambda: "quota" in str(mount.status()["errors"]), 30, "it is told again")
+    mount.kill()
     node.set_quota("limits", 20 * MIB)
+    mount.start()
     mount.sync()
     other = make_mount(node, "limits")
     for name in "first", "second":

@@ -135,7 +135,7 @@ def test_random_operations_agree_with_a_real_directory(
         return OnMount(folder, tmp_path, second) if second else OnPlain(folder, tmp_path)
 
     second = make_module_mount(folder.node, "programs", start=False) if folder.node else None
-    check(machine, profile(soak, examples=12, steps=40))
+    check(machine, profile(soak, examples=10, steps=40))
 
 
 @needs_root
@@ -151,4 +151,4 @@ def test_random_operations_without_fuse_agree_with_a_real_directory(
         settle=0.05,
     )
     config.state.mkdir()
-    check(lambda: OnVfs(config, tmp_path), profile(soak, examples=60, steps=50))
+    check(lambda: OnVfs(config, tmp_path), profile(soak, examples=30, steps=50))

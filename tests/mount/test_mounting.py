@@ -162,10 +162,11 @@ def test_a_large_directory_never_seen_before_is_listed_whole_and_twice_alike(nod
     api = Api(node)
     directory = api.create(b"large", DIRECTORY)
     names = [f"{number * 7919 % 30_000:05}{'x' * (number % 40)}" for number in range(30_000)]
-    api.commit(directory)
-    for start in range(0, len(names), MAX_COMMIT_OPS):
-        some = names[start : start + MAX_COMMIT_OPS]
-        api.commit(*(api.create(name.encode(), parent=directory.file.id) for name in some))
+    with api.http:
+        api.commit(directory)
+        for start in range(0, len(names), MAX_COMMIT_OPS):
+            some = names[start : start + MAX_COMMIT_OPS]
+            api.commit(*(api.create(name.encode(), parent=directory.file.id) for name in some))
     mount = make_mount(node, api.name)
     first = os.listdir(mount.path / "large")
     assert sorted(first) == sorted(names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from mountfs.local.database import FORMAT
 from tests.conftest import MakeMount
@@ -17,8 +18,9 @@ def test_wrong_tokens_buckets_and_urls_are_told_in_one_line(node: Node, make_mou
     path = tmp_path / "point"
     path.mkdir()
 
-    def refused(*words: str, bucket: str = node.create_bucket(BUCKET), at: Path = path, **how: object) -> None:
-        make_mount(node, bucket, path=at, start=False, **how).refused(*words)
+    def refused(*words: str, bucket: str = node.create_bucket(BUCKET), at: Path = path, **how: Any) -> None:
+        options = {"metadata-deadline": 1} | how.pop("options", {})
+        make_mount(node, bucket, path=at, start=False, options=options, **how).refused(*words)
 
     (tmp_path / "wrong").write_text("not.a.token\n")
     (tmp_path / "wrong").chmod(0o600)
