@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TypeGuard
 
 import trio
 
@@ -278,13 +277,14 @@ class Uploads:
 
     async def _send_early_part(self, bucket: BucketState, content: Content) -> bool:
         """Send some more of a file that is being written; False when there is too little, or it changes under us."""
-        cuts = [step for step in steps(content.layers, still_open=False, start=self._start(content)) if _worth(step)]
-        if not cuts:
+        plan = steps(content.layers, still_open=False, start=self._start(content))
+        step = next((step for step in plan if isinstance(step, Cut) and step.limit - step.start >= WINDOW), None)
+        if step is None:
             return False
-        start, gen = cuts[0].start, content.gen
+        start, gen = step.start, content.gen
         content.lowest_write = content.layers.size
         slices: list[wire.Slice] = []
-        part = Cut(start, min(start + self._early_from, cuts[0].limit))
+        part = Cut(start, min(start + self._early_from, step.limit))
         with ungrouped():
             async with trio.open_nursery() as sending:
                 await self._send_range(bucket, content.layers, part, slices, sending, final=False)
@@ -296,8 +296,3 @@ class Uploads:
             content.early = start
         self._context.made_progress()
         return bool(slices)
-
-
-def _worth(step: Keep | Cut) -> TypeGuard[Cut]:
-    """Whether a step is a range large enough to be sent before the file is closed."""
-    return isinstance(step, Cut) and step.limit - step.start >= WINDOW
