@@ -135,7 +135,7 @@ def test_random_operations_agree_with_a_real_directory(
         return OnMount(folder, tmp_path, second) if second else OnPlain(folder, tmp_path)
 
     second = make_module_mount(folder.node, "programs", start=False) if folder.node else None
-    check(machine, profile(soak, examples=10, steps=40))
+    check(machine, profile(soak, examples=7, steps=40))
 
 
 @needs_root

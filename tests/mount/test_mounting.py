@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,7 @@ def test_a_large_directory_never_seen_before_is_listed_whole_and_twice_alike(nod
     api = Api(node)
     directory = api.create(b"large", DIRECTORY)
     names = [f"{number * 7919 % 30_000:05}{'x' * (number % 40)}" for number in range(30_000)]
-    with api.http:
+    with closing(api.http):
         api.commit(directory)
         for start in range(0, len(names), MAX_COMMIT_OPS):
             some = names[start : start + MAX_COMMIT_OPS]
