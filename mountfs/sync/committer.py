@@ -175,20 +175,22 @@ class Committer:
     async def _send_content(self, rows: list[Row]) -> tuple[dict[int, Upload], Chunks]:
         """Send what WRITE rows refer to, but for chunks that the commit is to carry; takes all rows."""
         context = self._context
-        held: dict[int, tuple[Row, Upload | None]] = {}
+        row_of: dict[int, int] = {}
         work = []
-        for row in rows:
+        for row in list(rows):
             context.journal.take(row)
-            if row.op != Op.WRITE:
-                continue
             inode = context.inodes.get(row.ino)
-            if inode is None or not inode.nlink:
+            # Of two rows for one file the first sends what both were written for.
+            if row.op != Op.WRITE or row.ino in row_of or inode is None or not inode.nlink:
                 continue
             content = context.staging.acquire(row.ino)
             if content is None:
-                context.report(row.ino, "its content is not known here")
+                context.report(row.ino, "what lies under its changes is not known here: kept, and tried again")
+                context.journal.give_back(row)
+                self._refused[row.id] = trio.current_time() + RETRY_MOST
+                rows.remove(row)
                 continue
-            held[row.ino] = (row, None)
+            row_of[row.ino] = row.id
             work.append((content, context.staging.send(content)))
         try:
             carried = await carry(self._bucket, self._uploads.downloads, work)
@@ -200,7 +202,7 @@ class Committer:
             for row in rows:
                 context.journal.give_back(row)
             raise
-        return {held[upload.content.ino][0].id: upload for upload in uploads}, chunks
+        return {row_of[upload.content.ino]: upload for upload in uploads}, chunks
 
     async def _commit_rows(self, rows: list[Row], uploads: dict[int, Upload], chunks: Chunks) -> None:
         context = self._context
