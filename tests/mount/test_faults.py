@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from tests.conftest import MakeMount
 from tests.faultproxy import FaultProxy, Mode
 from tests.harness import Mount, Node, command, eventually, stuck
 from tests.mount.attempts import Attempt, attempt, succeeds
+from tests.mount.posix import opened
 
 METADATA, DATA = 1.0, 2.0
 DEADLINES = {"metadata-deadline": METADATA, "data-deadline": DATA, "settle": 0.1, "drain-deadline": 20}
@@ -208,28 +210,31 @@ def test_content_that_changes_while_it_goes_up_is_not_mixed_with_what_follows(si
 
 
 @pytest.mark.parametrize("size", [5_000, 131_000, 400_000, 3_000_000])
-def test_content_that_was_written_again_and_again_while_it_went_up_is_not_forgotten(size: int, setup: Setup) -> None:
-    bodies = [os.urandom(size) for _ in range(4)]
-    path = setup.path / f"again{size}"
-    for turn in range(3):
+def test_content_that_was_written_over_while_it_went_up_is_not_forgotten(size: int, setup: Setup) -> None:
+    path, bodies = setup.path / f"over{size}", [os.urandom(size) for _ in range(3)]
+    write_over(path, b"first")
+    for body, following in itertools.pairwise(bodies):
+        setup.mount.sync()
         setup.proxy.forget()
         setup.proxy.set("delay", match=r"POST .*/commits", seconds=DATA / 4)
-        with open(path, "wb", buffering=0) as file:
-            for body in bodies:
-                os.pwrite(file.fileno(), body, 0)
-                os.fsync(file.fileno()) if turn == 2 else None
+        write_over(path, body)
         setup.proxy.wait_for("POST", r"/commits", mode="delay")
-        path.write_bytes(bodies[turn])
-    setup.proxy.set("pass")
+        write_over(path, following)
+        setup.proxy.set("pass")
     setup.mount.sync()
     for number, body in enumerate(bodies):
         (setup.path / f"same{size}-{number}").write_bytes(body)
     setup.mount.sync()
     setup.mount.remount()
-    assert path.read_bytes() == bodies[2]
-    assert [(setup.path / f"same{size}-{number}").read_bytes() == body for number, body in enumerate(bodies)] == [
-        True
-    ] * len(bodies)
+    assert path.read_bytes() == bodies[-1]
+    for number, body in enumerate(bodies):
+        assert (setup.path / f"same{size}-{number}").read_bytes() == body
+
+
+def write_over(path: Path, data: bytes) -> None:
+    """Write a file in place, without emptying it first."""
+    with opened(path, os.O_CREAT | os.O_WRONLY) as fd:
+        assert os.pwrite(fd, data, 0) == len(data)
 
 
 def test_a_mount_with_known_state_starts_without_the_server(setup: Setup) -> None:
