@@ -235,6 +235,17 @@ class Inodes:
         row = self._execute("SELECT content FROM inode WHERE ino = ?", (ino,)).fetchone()
         return row[0] if row else None
 
+    def contents_from(self, ino: int, most: int, limit: int) -> list[bytes]:
+        """The packed slices of files in the directory of ``ino``, from its name on, of up to ``most`` bytes each."""
+        names = self.names(ino)
+        if not names:
+            return []
+        query = (
+            "SELECT content FROM inode WHERE size BETWEEN 1 AND ? AND content IS NOT NULL AND ino IN"
+            " (SELECT ino FROM dentry WHERE parent = ? AND name >= ? ORDER BY name LIMIT ?)"
+        )
+        return [row[0] for row in self._execute(query, (most, *names[0], limit))]
+
     def orphans(self) -> list[int]:
         """Files without a name."""
         return [row[0] for row in self._execute("SELECT ino FROM inode WHERE nlink = 0")]

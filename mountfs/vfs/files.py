@@ -9,8 +9,11 @@ from mountfs.local.inodes import Inode
 from mountfs.local.staging import Content
 from mountfs.sync.engine import Engine
 from mountfs.vfs.tree import Tree, failure
-from nodeserver.content.manifest import MAX_SIZE
+from nodeserver.content.manifest import MAX_SIZE, unpack_slices
 
+SMALL_FILE = 16 << 10
+"""Files up to this many bytes are fetched with their neighbours."""
+NEIGHBOURS = 256
 SEQUENTIAL_SLACK = 4 << 20
 """A read this close behind the last one still counts as sequential: the kernel reads out of order."""
 
@@ -78,11 +81,21 @@ class Files:
         if abs(offset - handle.reached) <= SEQUENTIAL_SLACK and end >= handle.ahead:
             handle.ahead = self._engine.downloads.ahead(content.bucket, layers, end)
         handle.reached = end
+        self._fetch_neighbours(content)
         try:
             return await self._engine.downloads.read(content.bucket, layers, offset, end)
         except OSError as error:
             self._context.report(content.ino, f"bytes {offset} to {end} cannot be read: {error.strerror}")
             raise
+
+    def _fetch_neighbours(self, content: Content) -> None:
+        """Who reads one small file that is not here will read the next ones: one request for many."""
+        base, downloads = content.layers.base, self._engine.downloads
+        if len(base) != 1 or base[0].length > SMALL_FILE or not base[0].chunk or not downloads.lacks(base[0].chunk):
+            return
+        contents = self._context.inodes.contents_from(content.ino, SMALL_FILE, NEIGHBOURS)
+        slices = [unpack_slices(packed) for packed in contents]
+        downloads.fetch_many(content.bucket, [found[0].chunk for found in slices if len(found) == 1 and found[0].chunk])
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Put ``data`` at ``offset``. Raises OSError: ENOSPC, EDQUOT, EFBIG; then nothing of it is kept."""
