@@ -368,8 +368,7 @@ class Committer:
         """
         journal = self._context.journal
         last = journal.last()
-        if ino is not None:
-            self._retry(ino)
+        self._retry(ino)
         self.hurry()
         while journal.left(last, ino):
             await journal.acknowledged()
@@ -378,9 +377,11 @@ class Committer:
             if ino is not None and ino in self._context.refused:
                 raise OSError(self._context.refused[ino], "the node server refused the content")
 
-    def _retry(self, ino: int) -> None:
-        """Try content again that was refused before."""
-        if self._context.refused.pop(ino, None) is not None:
+    def _retry(self, ino: int | None) -> None:
+        """Try content again that was refused before: of a file, or all."""
+        if ino is None:
+            self._refused.clear()
+        elif self._context.refused.pop(ino, None) is not None:
             for row in self._context.journal.of_ino(ino):
                 self._refused.pop(row.id, None)
 
