@@ -185,7 +185,7 @@ class Uploads:
         Staged bytes are read in a thread: they stay as long as the layers refer to them.
         """
         plan = layers.plan(start, end)
-        files = {part.slab: self._context.slabs.open(part.slab) for part in plan if part.slab}
+        files = {slab: self._context.slabs.open(slab) for slab in {part.slab for part in plan if part.slab}}
         try:
             sources: list[bytes | Source] = []
             for part in plan:

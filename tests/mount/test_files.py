@@ -273,3 +273,20 @@ def test_many_threads_use_one_mount_at_once(here: Path) -> None:
         thread.join()
     assert not failures
     assert len(os.listdir(here)) == 8 * 7
+
+
+def test_a_file_written_in_thousands_of_scattered_places_goes_up(here: Path, folder: Folder) -> None:
+    body = bytearray(os.urandom(6 << 20))
+    path = here / "scattered"
+    path.write_bytes(body)
+    folder.sync()
+    with opened(path, os.O_RDWR) as fd:
+        for number in range(0, 1500, 2):
+            os.pwrite(fd, bytes([number % 251]) * 4096, number * 4096)
+            body[number * 4096 : (number + 1) * 4096] = bytes([number % 251]) * 4096
+        os.fsync(fd)
+        if folder.mount:
+            assert len(os.listdir(f"/proc/{folder.mount.pid}/fd")) < 150, "descriptors must not pile up"
+    folder.sync()
+    folder.remount()
+    assert path.read_bytes() == body
