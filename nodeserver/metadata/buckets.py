@@ -21,6 +21,19 @@ PURGE = 1000
 """Rows of a deleted bucket that go in one transaction."""
 
 
+OWNED = (
+    tables.entry,
+    tables.version,
+    tables.commit,
+    tables.past,
+    tables.retention,
+    tables.hold,
+    tables.condemned,
+    tables.file,
+)
+"""The tables with rows of a bucket."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class BucketRow:
     """A row of the ``bucket`` table."""
@@ -105,7 +118,7 @@ def removed(connection: Connection) -> list[tuple[int, bytes]]:
 
 def purge(connection: Connection, bucket: int) -> bool:
     """Delete some rows of a deleted bucket, at last its own; False when nothing is left."""
-    for table in (tables.entry, tables.version, tables.commit, tables.file):
+    for table in OWNED:
         key = [column for column in table.primary_key if column.name != "bucket"]
         some = connection.execute(select(*key).where(table.c.bucket == bucket).limit(PURGE)).all()
         if some:

@@ -57,7 +57,7 @@ def commit(connection: Connection, bucket: int, batch: Commit, *, author: str, n
     moved = write_back(connection, bucket, tree, seq=seq, time_ns=time_ns, client=batch.client, author=author)
     change = Change(seq, batch.client, time_ns, list(moved), [*tree.created, *tree.changed])
     asked = pack(msgspec.structs.replace(batch, chunks=[]))
-    row = (bucket, seq, time_ns, batch.client, batch.batch, asked, pack(answer), pack(change))
+    row = (bucket, seq, time_ns, batch.client, author, batch.batch, asked, pack(answer), pack(change))
     rows_of(connection, _INSERT, row)
     rows_of(connection, _SAVE, (seq, time_ns, tree.used_bytes, tree.used_files, bucket))
     return answer

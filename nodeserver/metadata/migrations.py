@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import Connection, inspect, select, update
+from sqlalchemy import Connection, inspect, select, text, update
 
 from nodeserver.metadata import tables
 
@@ -14,7 +14,41 @@ FIRST = 1
 
 Step = Callable[[Connection], None]
 
-STEPS: Sequence[Step] = ()
+
+def _history(connection: Connection) -> None:
+    """Format 2: what files were, whose history they continue, retention, holds, chunks on their way out."""
+    for statement in _HISTORY.split(";"):
+        connection.execute(text(statement))
+
+
+_HISTORY = """
+ALTER TABLE file ADD COLUMN since_seq BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE file ADD COLUMN follows BLOB NOT NULL DEFAULT x'';
+ALTER TABLE file ADD COLUMN follows_seq BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE commit_log ADD COLUMN author TEXT NOT NULL DEFAULT '';
+CREATE INDEX file_follows ON file (bucket, follows) WHERE follows != x'';
+CREATE INDEX entry_ended ON entry (bucket, parent, name, until_seq) WHERE until_seq < 9223372036854775807;
+CREATE INDEX commit_time ON commit_log (bucket, time_ns);
+CREATE TABLE past (
+    bucket INTEGER NOT NULL, file BLOB NOT NULL, until_seq BIGINT NOT NULL, since_seq BIGINT NOT NULL,
+    mode BIGINT NOT NULL, uid BIGINT NOT NULL, gid BIGINT NOT NULL, nlink BIGINT NOT NULL, size BIGINT NOT NULL,
+    atime_ns BIGINT NOT NULL, mtime_ns BIGINT NOT NULL, ctime_ns BIGINT NOT NULL, xattrs BLOB NOT NULL,
+    version BLOB NOT NULL, PRIMARY KEY (bucket, file, until_seq)
+) WITHOUT ROWID;
+CREATE TABLE retention (
+    bucket INTEGER NOT NULL, directory BLOB NOT NULL, policy BLOB NOT NULL, PRIMARY KEY (bucket, directory)
+) WITHOUT ROWID;
+CREATE TABLE hold (
+    bucket INTEGER NOT NULL, file BLOB NOT NULL, time_ns BIGINT NOT NULL, author TEXT NOT NULL, note TEXT NOT NULL,
+    PRIMARY KEY (bucket, file)
+) WITHOUT ROWID;
+CREATE TABLE condemned (
+    bucket INTEGER NOT NULL, chunk BLOB NOT NULL, time_ns BIGINT NOT NULL, doomed INTEGER NOT NULL,
+    PRIMARY KEY (bucket, chunk)
+) WITHOUT ROWID
+"""
+
+STEPS: Sequence[Step] = (_history,)
 """``STEPS[n]`` turns format ``FIRST + n`` into the next. Append only; a step that was released never changes,
 so it must spell out its SQL instead of using ``tables``."""
 

@@ -25,7 +25,7 @@ from nodeserver.protocol.wire import (
 
 _bucket, _file, _entry, _version = tables.bucket.c, tables.file.c, tables.entry.c, tables.version.c
 
-_FILE = [column for column in tables.file.c if column.name not in ("bucket", "entries")]
+_FILE = [column for column in tables.file.c if column.name in File.__struct_fields__]
 _SHORT = case((_version.slices <= INLINE_SLICES, _version.manifest), else_=literal(None)).label("manifest")
 _HEAD = and_(_version.bucket == _file.bucket, _version.id == _file.version)
 _manifest = msgspec.msgpack.Decoder(Manifest)

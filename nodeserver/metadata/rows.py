@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from sqlalchemy import (
+    BigInteger,
     BindParameter,
     ColumnElement,
     Connection,
@@ -118,12 +119,15 @@ def write_back(
 ) -> dict[Place, FileId | None]:
     """Store what commit ``seq`` did to ``tree``; returns the entries that changed and what they name now."""
     moved = tree.moved()
+    for inode in (*tree.created.values(), *tree.changed.values()):
+        inode.since_seq = seq
     ended = [(seq, bucket, parent, LIVE, name) for (parent, name) in moved if tree.before[parent, name]]
     begun = [(bucket, parent, LIVE, name, file, seq) for (parent, name), file in moved.items() if file is not None]
     stamp = (client, author, seq, time_ns)
     for_each(connection, _END_ENTRY, ended)
     for_each(connection, _INSERT_ENTRY, begun)
     for_each(connection, _INSERT_FILE, [(bucket, *_inode_values(inode)) for inode in tree.created.values()])
+    for_each(connection, _KEEP_PAST, [(seq, bucket, id_) for id_ in tree.changed])
     for_each(
         connection, _UPDATE_FILE, [(*_inode_values(inode)[1:], bucket, inode.id) for inode in tree.changed.values()]
     )
@@ -148,6 +152,13 @@ _UPDATE_FILE = (
     update(tables.file)
     .where(_key(tables.file, "bucket", "id"))
     .values({column: bindparam(column.name) for column in INODE if column.name != "id"})
+)
+_PAST = [column.name for column in tables.past.c if column.name not in ("bucket", "file", "until_seq")]
+_KEEP_PAST = insert(tables.past).from_select(
+    ["bucket", "file", "until_seq", *_PAST],
+    select(
+        tables.file.c.bucket, tables.file.c.id, bindparam("seq", type_=BigInteger), *(tables.file.c[c] for c in _PAST)
+    ).where(_key(tables.file, "bucket", "id")),
 )
 _DELETE_VERSION = delete(tables.version).where(_key(tables.version, "bucket", "id"))
 

@@ -7,7 +7,7 @@ number: a client mints its own file and version ids, and must not be able to rea
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Dialect, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Dialect, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
 LIVE = (1 << 63) - 1
 """The ``until_seq`` of an entry that has not ended."""
@@ -71,6 +71,35 @@ file = Table(
     Column("target", Bytes, nullable=False),  # of a symbolic link
     Column("xattrs", Bytes, nullable=False),  # MessagePack map; empty for none
     Column("version", Bytes(16), nullable=False),  # the head, a row of version; empty: no content
+    Column("since_seq", BigInteger, nullable=False),  # the commit that made the row as it is
+    # Lineage: whose history it continues, and since which commit; empty for none. See metadata.lineage.
+    Column("follows", Bytes(16), nullable=False),
+    Column("follows_seq", BigInteger, nullable=False),
+    Index(
+        "file_follows", "bucket", "follows", sqlite_where=text("follows != x''"), postgresql_where=text("follows != ''")
+    ),
+    sqlite_with_rowid=False,
+)
+
+# What rows of file were: the file at commit S is the row with since_seq <= S < until_seq, of file or from here. Rows
+# that retention took out leave gaps; the newest row that began before S does for them.
+past = Table(
+    "past",
+    metadata,
+    Column("bucket", Integer, ForeignKey("bucket.bucket"), primary_key=True),
+    Column("file", Bytes(16), primary_key=True),
+    Column("until_seq", BigInteger, primary_key=True),  # the commit that changed it
+    Column("since_seq", BigInteger, nullable=False),
+    Column("mode", BigInteger, nullable=False),
+    Column("uid", BigInteger, nullable=False),
+    Column("gid", BigInteger, nullable=False),
+    Column("nlink", BigInteger, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("atime_ns", BigInteger, nullable=False),
+    Column("mtime_ns", BigInteger, nullable=False),
+    Column("ctime_ns", BigInteger, nullable=False),
+    Column("xattrs", Bytes, nullable=False),
+    Column("version", Bytes(16), nullable=False),
     sqlite_with_rowid=False,
 )
 
@@ -87,6 +116,16 @@ entry = Table(
     Column("file", Bytes(16), nullable=False),
     Column("since_seq", BigInteger, nullable=False),
     Index("entry_of_file", "bucket", "file", "until_seq"),
+    # Who was at a place before; live entries are found by the key, and need not be entered here.
+    Index(
+        "entry_ended",
+        "bucket",
+        "parent",
+        "name",
+        "until_seq",
+        sqlite_where=text(f"until_seq < {LIVE}"),
+        postgresql_where=text(f"until_seq < {LIVE}"),
+    ),
     sqlite_with_rowid=False,
 )
 
@@ -120,9 +159,44 @@ commit = Table(
     Column("seq", BigInteger, primary_key=True, autoincrement=False),  # 1, 2, 3, … without a gap
     Column("time_ns", BigInteger, nullable=False),
     Column("client", Bytes(16), nullable=False),
+    Column("author", Text, nullable=False),  # the subject of the token
     Column("batch", Bytes(16), nullable=False),
     Column("ops", Bytes, nullable=False),  # MessagePack of protocol.wire.Commit: what was asked
     Column("answer", Bytes, nullable=False),  # MessagePack of protocol.wire.Committed: what became of it
     Column("change", Bytes, nullable=False),  # MessagePack of protocol.wire.Change: what it touched
     Index("commit_batch", "bucket", "client", "batch", unique=True),
+    Index("commit_time", "bucket", "time_ns"),
+)
+
+# Retention: the policy of a directory and what is below it, up to the next directory that has one.
+retention = Table(
+    "retention",
+    metadata,
+    Column("bucket", Integer, ForeignKey("bucket.bucket"), primary_key=True),
+    Column("directory", Bytes(16), primary_key=True),
+    Column("policy", Bytes, nullable=False),  # MessagePack of protocol.wire.Policy
+    sqlite_with_rowid=False,
+)
+
+# Files and directories whose history, and that of all below, retention and purges leave alone.
+hold = Table(
+    "hold",
+    metadata,
+    Column("bucket", Integer, ForeignKey("bucket.bucket"), primary_key=True),
+    Column("file", Bytes(16), primary_key=True),
+    Column("time_ns", BigInteger, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Chunks that no version needs, on their way out. See workers.collector.
+condemned = Table(
+    "condemned",
+    metadata,
+    Column("bucket", Integer, ForeignKey("bucket.bucket"), primary_key=True),
+    Column("chunk", Bytes(32), primary_key=True),
+    Column("time_ns", BigInteger, nullable=False),
+    Column("doomed", Integer, nullable=False),  # 0: a commit may still take it back; 1: it is being deleted
+    sqlite_with_rowid=False,
 )

@@ -31,6 +31,9 @@ class Inode:
     target: bytes = b""
     xattrs: bytes = b""
     version: VersionId = b""
+    since_seq: int = 0
+    follows: FileId = b""
+    follows_seq: int = 0
 
     @property
     def is_dir(self) -> bool:

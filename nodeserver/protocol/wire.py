@@ -37,6 +37,8 @@ MAX_LISTING = 10_000
 """Entries in one page of a listing."""
 MAX_CHANGES = 1_000
 """Commits in one answer of the change feed."""
+MAX_VERSIONS = 10_000
+"""Versions, names or events in one answer about history."""
 INLINE_SLICES = 8
 """Listings carry a file's manifest only up to this many slices; ask for the file to get the rest."""
 
@@ -212,10 +214,12 @@ class Result(msgspec.Struct, array_like=True, omit_defaults=True):
 
     status: str = "ok"
     """``ok``; ``conflict``: applied under ``parent``/``name``, on ``file``; ``dropped``: no effect;
-    ``quota``: a write refused for want of quota, everything else applied."""
+    ``quota``: a write refused for want of quota, everything else applied; ``same``: a write of what the head
+    holds already, so that ``version`` stays the head and only times changed."""
     parent: FileId = b""
     name: bytes = b""
     file: FileId = b""
+    version: VersionId = b""
 
 
 class Committed(msgspec.Struct):
@@ -241,6 +245,237 @@ class Listing(msgspec.Struct):
     directory: File
     entries: list[Entry]
     more: bool = False
+
+
+# History. Whatever takes ``at`` answers as of that commit: ``GET …/files/{file}?at=SEQ``, ``…/lookup``, ``…/entries``,
+# ``…/tree``. The mode, owner and group that such answers show let nobody read what the file's present ones, or those
+# of the file that continues its history, would not.
+
+
+class Moment(msgspec.Struct):
+    """``GET …/moment?time_ns=T``: the newest commit not after T, and its time; 0 and 0 before the first."""
+
+    seq: int
+    time_ns: int
+
+
+class Version(msgspec.Struct, omit_defaults=True):
+    """A content that a file had."""
+
+    id: VersionId
+    file: FileId
+    number: int
+    """Counts from 1 along the lineage."""
+    size: int
+    hash: bytes
+    mtime_ns: int
+    seq: int
+    committed_ns: int
+    mode: int
+    """With ``uid`` and ``gid``: who may read it, see above."""
+    uid: int = 0
+    gid: int = 0
+    base: VersionId = b""
+    client: bytes = b""
+    author: str = ""
+    current: bool = False
+    """It is the content of the file that has the name now."""
+    held: bool = False
+    manifest: Manifest | None = None
+    """None in listings when it has more than ``INLINE_SLICES`` slices."""
+
+
+class VersionAnswer(msgspec.Struct):
+    """``GET …/versions/{version}``: with its whole manifest."""
+
+    version: Version
+
+
+class Versions(msgspec.Struct):
+    """``GET …/files/{directory}/versions?name=…&after=…&limit=…``: the history of a name, oldest first.
+
+    ``after`` is the id of the last version of the page before. Empty for a name that never had content."""
+
+    seq: int
+    versions: list[Version]
+    more: bool = False
+
+
+class PastName(msgspec.Struct, array_like=True):
+    """A name that has or had content in a directory."""
+
+    name: bytes
+    versions: int
+    live: bool
+    """A file has the name now."""
+    committed_ns: int
+    """Of its newest version."""
+
+
+class PastNames(msgspec.Struct):
+    """``GET …/files/{directory}/names?after=…&limit=…``, in byte order."""
+
+    seq: int
+    names: list[PastName]
+    more: bool = False
+
+
+class Occupant(msgspec.Struct, array_like=True):
+    """A file of any kind that had a name from one commit until another; until 0 and 0: it has it still."""
+
+    file: FileId
+    mode: int
+    since_seq: int
+    since_ns: int
+    until_seq: int
+    until_ns: int
+
+
+class Occupants(msgspec.Struct):
+    """``GET …/files/{directory}/occupants?name=…``: who had a name, oldest first."""
+
+    seq: int
+    occupants: list[Occupant]
+
+
+class TreeListing(msgspec.Struct):
+    """``GET …/files/{directory}/tree?at=…&after=…&limit=…``: all that is below a directory, parents first.
+
+    The names in ``entries`` are paths below ``directory``, components joined by ``/``, in the order of a walk that
+    takes names in byte order; ``after`` is the last path of the page before."""
+
+    seq: int
+    directory: File
+    entries: list[Entry]
+    more: bool = False
+
+
+class Event(msgspec.Struct, omit_defaults=True):
+    """One operation as the log tells it. Paths are as they were then, below the bucket's root."""
+
+    seq: int
+    time_ns: int
+    kind: str
+    """``create``, ``write``, ``link``, ``unlink``, ``rename``, ``exchange``, ``setattr``, ``purge``."""
+    path: bytes
+    file: FileId
+    mode: int
+    """Of the file: tells its type."""
+    author: str = ""
+    client: bytes = b""
+    client_name: str = ""
+    new_path: bytes = b""
+    """Of a rename, link or exchange."""
+    version: VersionId = b""
+    size: int = 0
+    detail: str = ""
+    """What a setattr or purge changed, for people."""
+
+
+class Events(msgspec.Struct):
+    """``GET …/files/{file}/log?before=SEQ&limit=N``: what happened to a file and those whose history it continues, or
+    below a directory; newest first. ``before`` is where the next page begins, 0 when this is the last; a page may
+    hold fewer events than ``limit``, even none, and still not be the last."""
+
+    events: list[Event]
+    before: int
+
+
+class Policy(msgspec.Struct, omit_defaults=True):
+    """Which versions stay. The newest of a file that exists, and held ones, always do."""
+
+    keep: list[tuple[int, int]] = []
+    """Pairs (every, until) of seconds: of versions younger than ``until`` the newest in each ``every`` stays; 0 keeps
+    all. Ascending. What is older than the last ``until`` goes."""
+    max_versions: int | None = None
+    """Of one file."""
+    max_age: int | None = None
+    """Seconds since a version was superseded or deleted."""
+    max_share: float | None = None
+    """Of the bucket's quota, between 0 and 1, for all that is not the newest of a file that exists. Only in the policy
+    of a bucket's root, and of no effect without a quota."""
+    exclude: list[str] = []
+    """Globs of names that keep no versions but the newest."""
+
+
+class Retention(msgspec.Struct):
+    """``GET …/retention``: the policies set in a bucket, by directory, and the one where none is set.
+
+    ``PUT …/retention/{directory}`` with a ``Policy`` sets one, ``DELETE`` takes it away."""
+
+    policies: list[tuple[FileId, Policy]]
+    default: Policy
+
+
+class RetentionReport(msgspec.Struct):
+    """``GET …/retention/preview?under={directory}``: what a run would take out now, and ``POST …/retention/run``: what
+    it took. Bytes are those of chunks that no other version needs, as stored."""
+
+    versions: int
+    files: int
+    bytes: int
+
+
+class Hold(msgspec.Struct, array_like=True):
+    """``PUT …/holds/{file}``, with a ``note`` as body."""
+
+    file: FileId
+    time_ns: int
+    author: str
+    note: str
+
+
+class NewHold(msgspec.Struct):
+    note: str = ""
+
+
+class Holds(msgspec.Struct):
+    """``GET …/holds``."""
+
+    holds: list[Hold]
+
+
+class Purge(msgspec.Struct, tag="purge", tag_field="op", omit_defaults=True):
+    """``POST …/purge``: destroy history for good. Stands in the log as what was done, without content.
+
+    Of the lineage of a name: the given versions, or all but the content of a file that exists."""
+
+    parent: FileId
+    name: bytes
+    versions: list[VersionId] = []
+
+
+class Purged(msgspec.Struct):
+    """The answer: what is gone, and the place of the record in the log."""
+
+    seq: int
+    versions: int
+    bytes: int
+
+
+class WorkerStatus(msgspec.Struct):
+    """A background worker of a server. Times in nanoseconds, 0 for never."""
+
+    name: str
+    state: str
+    """``idle``, ``running``, ``paused``."""
+    last_ns: int
+    next_ns: int
+    done: int
+    """Things handled by the last or present run."""
+    total: int
+    """Things known to be there for it, 0 when unknown."""
+    summary: str
+    """Of the last run, for people."""
+    error: str
+    """Of the last run, empty when it went well."""
+
+
+class Workers(msgspec.Struct):
+    """``GET /v1/workers``. ``POST /v1/workers/{name}/run|pause|resume`` answer one ``WorkerStatus``; ``run`` does when
+    the run is over."""
+
+    workers: list[WorkerStatus]
 
 
 class Change(msgspec.Struct, array_like=True):
