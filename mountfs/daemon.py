@@ -165,12 +165,12 @@ class Daemon:
         with ExitStack() as stack:
             await nursery.start(control.serve, config.state / control.NAME, handlers)
             stack.enter_context(session.mounted(self._fs, config.mountpoint, source))
-            self._read_ahead()
             mounts.register(config)
             stack.callback(mounts.unregister, config)
             await nursery.start(self._signals)
             nursery.start_soon(self._fs.run)
             nursery.start_soon(self._end_when_stopping)
+            nursery.start_soon(self._read_ahead)
             ready()
             await session.serve()
             self._fs.files.release_all()
@@ -178,7 +178,13 @@ class Daemon:
         if left:
             raise Pending(f"not on the nodes yet, to be sent at the next mount: {', '.join(left)}")
 
-    def _read_ahead(self) -> None:
+    async def _read_ahead(self) -> None:
+        """Raise the kernel's read-ahead, after the first answer: with it the kernel has lowered what was set before."""
+        try:
+            await trio.to_thread.run_sync(os.statvfs, self._config.mountpoint, abandon_on_cancel=True)
+        except OSError as error:
+            log.info("%s: %s", self._config.mountpoint, error)  # it is going already
+            return
         device = next((m for m in _devices() if m[0] == str(self._config.mountpoint)), None)
         if device is not None:
             session.raise_read_ahead(device[1])

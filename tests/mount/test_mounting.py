@@ -174,3 +174,10 @@ def test_a_large_directory_never_seen_before_is_listed_whole_and_twice_alike(nod
     assert os.listdir(mount.path / "large") == first
     mount.remount()
     assert os.listdir(mount.path / "large") == first
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise the read-ahead")
+def test_the_kernel_reads_megabytes_ahead(module_node: Node, make_mount: MakeMount, seed: None) -> None:
+    device = mounted(module_node, make_mount).stat().st_dev
+    setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    eventually(lambda: setting.read_text() == "4096\n", what="the read-ahead is raised")
