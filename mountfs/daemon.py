@@ -23,6 +23,7 @@ from mountfs.local.database import Database
 from mountfs.local.inodes import Inode
 from mountfs.sync.context import Context
 from mountfs.sync.engine import Engine
+from mountfs.vfs import whereabouts
 from mountfs.vfs.filesystem import FileSystem
 from nodeserver import __version__
 from nodeserver.client import BadAnswer, Client, ClientError, Refused, Unreachable, connect
@@ -161,7 +162,7 @@ class Daemon:
         """Mount, serve until the end, and drain."""
         config = self._config
         source = config.url if config.bucket is None else f"{config.url.rstrip('/')}/{config.bucket}"
-        handlers = {"status": self._status, "sync": self._sync, "stop": self._stop}
+        handlers = {"status": self._status, "sync": self._sync, "stop": self._stop, **whereabouts.commands(self._fs)}
         with ExitStack() as stack:
             await nursery.start(control.serve, config.state / control.NAME, handlers)
             stack.enter_context(session.mounted(self._fs, config.mountpoint, source))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Callable
 
 import pyfuse3
+import trio
 
 from mountfs.sync.context import Kernel
 
@@ -21,7 +23,7 @@ class Invalidation(Kernel):
     """
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[tuple[int, bytes | None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, bytes | None] | Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="invalidation", daemon=True)
         self._thread.start()
 
@@ -31,12 +33,20 @@ class Invalidation(Kernel):
     def inode(self, ino: int) -> None:
         self._queue.put((ino, None))
 
+    async def settled(self) -> None:
+        told, token = trio.Event(), trio.lowlevel.current_trio_token()
+        self._queue.put(lambda: token.run_sync_soon(told.set))
+        await told.wait()
+
     def close(self) -> None:
         """Pass on what is queued, then end."""
         self._queue.put(None)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
+            if callable(item):
+                item()
+                continue
             ino, name = item
             try:
                 if name is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import trio
+
 from mountfs.local.database import Database
 from nodeserver.protocol import wire
 
@@ -30,6 +32,7 @@ class Buckets:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._advanced = trio.Event()
         self.by_id: dict[int, BucketState] = {}
         for row in db.execute("SELECT id, uuid, name, root, chunk_key, seq, usage FROM bucket"):
             self.by_id[row[0]] = BucketState(*row[:6], wire.unpack(row[6], wire.Usage), row[5])  # type: ignore[call-arg]
@@ -65,3 +68,9 @@ class Buckets:
         bucket.seq, bucket.usage = seq, usage
         bucket.known = max(bucket.known, seq)
         self._db.execute("UPDATE bucket SET seq = ?, usage = ? WHERE id = ?", (seq, wire.pack(usage), bucket.id))
+        event, self._advanced = self._advanced, trio.Event()
+        event.set()
+
+    async def advanced(self) -> None:
+        """Return when a bucket has advanced."""
+        await self._advanced.wait()

@@ -36,6 +36,9 @@ class Kernel:
     def inode(self, ino: int) -> None:
         """Attributes and content of a file may have changed."""
 
+    async def settled(self) -> None:
+        """Return when the kernel knows what it was told so far."""
+
 
 @dataclasses.dataclass
 class Problem:
