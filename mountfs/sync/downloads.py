@@ -24,8 +24,10 @@ AT_ONCE = 4
 """Requests under way at the same time."""
 RECENT_BYTES = 32 << 20
 """Plaintext kept in memory."""
-AHEAD_BYTES = 12 << 20
+AHEAD_BYTES = 16 << 20
 """Bytes fetched ahead of a sequential reader."""
+TOGETHER_BYTES = 4 << 20
+"""Bytes of them in one request."""
 MANY_CHUNKS = 256
 """Chunks asked for in one request."""
 
@@ -114,17 +116,24 @@ class Downloads:
 
         Who has read much will read much more: one who looks at the beginning of a file only gets no more than that.
         """
-        left = min(AHEAD_BYTES, max(position, 1))
+        window = left = min(AHEAD_BYTES, max(position, 1))
+        group: dict[bytes, None] = {}
+        size = 0
         for piece in layers.slices_from(position):
             if left <= 0:
                 break
             left -= piece.length
             if piece.chunk and self.lacks(piece.chunk):
-                self._ask(bucket, piece.chunk)
-        return layers.slice_end(position)
+                group[piece.chunk] = None
+                size += piece.length
+                if size >= TOGETHER_BYTES:
+                    self.fetch_many(bucket, group)
+                    group, size = {}, 0
+        self.fetch_many(bucket, group)
+        return max(layers.slice_end(position), position + window // 3)
 
     def fetch_many(self, bucket: int, chunks: Iterable[bytes]) -> None:
-        """Begin to fetch small chunks, those that are not here, in one request; a read of one waits for it."""
+        """Begin to fetch chunks, those that are not here, in one request; a read of one waits for it."""
         asked = [self._coming.setdefault(chunk, _Coming(chunk)) for chunk in dict.fromkeys(chunks) if self.lacks(chunk)]
         for start in range(0, len(asked), MANY_CHUNKS):
             group = asked[start : start + MANY_CHUNKS]
