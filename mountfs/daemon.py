@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import logging
 import os
 import signal
@@ -30,6 +31,9 @@ from nodeserver.client import BadAnswer, Client, ClientError, Refused, Unreachab
 from nodeserver.content.manifest import pack_slices
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.ids import ROOT_INO
+
+GC_THRESHOLD = 100_000
+"""Objects that come before garbage is looked for, as on the server."""
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +68,8 @@ async def _main(config: MountConfig, db: Database, ready: Callable[[], None]) ->
         await _attach(config, engine, client)
         engine.start()
         fs = FileSystem(engine, config.options)
+        gc.freeze()  # what is there now stays; scanning it again and again doubles the time of a large listing
+        gc.set_threshold(GC_THRESHOLD)
         try:
             await Daemon(config, fs).serve(nursery, ready)
         finally:
