@@ -70,6 +70,22 @@ class Files:
         self._landing.discard(path)
         self._settled.add(directory)
 
+    def delete(self, bucket: bytes, chunk: bytes) -> None:
+        """Delete a chunk if it is there. Raises ``OSError``."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.path(bucket, chunk))
+
+    def older(self, bucket: bytes, first: int, beyond: int, before_ns: int) -> list[bytes]:
+        """The chunks whose ids begin with a byte from ``first`` on and below ``beyond`` that came before a moment."""
+        found: list[bytes] = []
+        for start in range(first, beyond):
+            with suppress(FileNotFoundError), os.scandir(f"{self._root}/{bucket.hex()}/files/{start:02x}") as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        if entry.stat().st_mtime_ns < before_ns:
+                            found.append(bytes.fromhex(entry.name))
+        return found
+
     def forget(self, bucket: bytes) -> None:
         """Drop what is remembered of a bucket's directories, which are gone."""
         prefix = f"{self._root}/{bucket.hex()}/"

@@ -103,6 +103,22 @@ class Packs:
         sync_dir(path.parent)
         return Appended(number, records, end)
 
+    def seal(self, bucket: bytes, number: int) -> None:
+        """See to it that a pack is not appended to any more. Raises ``OSError``.
+
+        Another takes its place as the newest: no number is used twice while somebody may still look for it.
+        """
+        if self.numbers(bucket)[-1:] == [number]:
+            self.close(bucket)
+            os.close(self._create(bucket, number + 1).fd)
+
+    def remove(self, bucket: bytes, number: int) -> int:
+        """Delete a sealed pack; how many bytes it had. Raises ``OSError``."""
+        path = self.path(bucket, number)
+        size = path.stat().st_size
+        path.unlink()
+        return size
+
     def close(self, bucket: bytes | None = None) -> None:
         """Close the pack a bucket appends to, or all of them."""
         for key in [bucket] if bucket else list(self._open):

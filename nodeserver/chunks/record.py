@@ -68,16 +68,21 @@ def record_header(key: bytes, chunk: bytes, length: int) -> bytes:
 
 def scan(pack: mmap.mmap, key: bytes, start: int) -> Iterator[Record]:
     """The intact records of a pack from ``start`` on; whatever lies between them is passed over."""
+    for record in records(pack, key, start):
+        if _intact(pack[record.offset : record.offset + record.length]):
+            yield record
+
+
+def records(pack: mmap.mmap, key: bytes, start: int) -> Iterator[Record]:
+    """The records of a pack from ``start`` on, whatever became of the chunks in them."""
     at = pack.find(_MARK, start)
     while at >= 0:
         record = _record(pack, key, at)
         if record is None:
             at = pack.find(_MARK, at + 1)
             continue
-        end = record.offset + record.length
-        if _intact(pack[record.offset : end]):
-            yield record
-        at = pack.find(_MARK, end)
+        yield record
+        at = pack.find(_MARK, record.offset + record.length)
 
 
 def _record(pack: mmap.mmap, key: bytes, at: int) -> Record | None:

@@ -34,8 +34,8 @@ def recover(root: Path, packs: Packs, index: Index) -> None:
         for number in packs.numbers(bucket):
             _recover_pack(packs, index, bucket, number, known.pop((bucket, number), 0))
     for bucket, number in known:
-        gone = index.cut(bucket, number, 0)
-        log.error("pack %s is gone, and %d chunks with it", packs.path(bucket, number), gone)
+        if gone := index.cut(bucket, number, 0):
+            log.error("pack %s is gone, and %d chunks with it", packs.path(bucket, number), gone)
 
 
 def discard(root: Path, bucket: bytes) -> Path | None:

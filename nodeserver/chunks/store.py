@@ -6,10 +6,13 @@ import asyncio
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from nodeserver.chunks.appending import Appender
+from nodeserver.chunks.claims import Claims
+from nodeserver.chunks.compaction import WASTE, Moving, move, retire, survivors
 from nodeserver.chunks.disk import make_dir
 from nodeserver.chunks.files import Files
 from nodeserver.chunks.index import Index
@@ -20,15 +23,14 @@ from nodeserver.content.codec import CorruptChunk
 from nodeserver.protocol.wire import MAX_BATCH_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from nodeserver.protocol.wire import ChunkId
 
 SMALL = 64 * 1024
 """Stored chunks of fewer bytes go into packs."""
-GROUP_BYTES = 32 * 1024 * 1024
-"""Stored bytes after which an append takes no further puts along."""
 DISK_THREADS = 8
 RECENT = 16 * 1024
 """Chunks that are known to be stored without looking: a commit mostly refers to what was put just before."""
@@ -41,25 +43,6 @@ class Space(NamedTuple):
 
     capacity_bytes: int
     free_bytes: int
-
-
-@dataclass
-class _Queue:
-    """Small chunks of one bucket that wait for the next append."""
-
-    puts: list[tuple[dict[ChunkId, bytes], asyncio.Future[None]]] = field(default_factory=list)
-
-    def take(self) -> tuple[dict[ChunkId, bytes], list[asyncio.Future[None]]]:
-        """As many puts as one append takes, oldest first."""
-        chunks: dict[ChunkId, bytes] = {}
-        done: list[asyncio.Future[None]] = []
-        size = 0
-        while self.puts and size < GROUP_BYTES:
-            items, future = self.puts.pop(0)
-            chunks.update(items)
-            size += sum(map(len, items.values()))
-            done.append(future)
-        return chunks, done
 
 
 class ChunkStore:
@@ -75,11 +58,14 @@ class ChunkStore:
         self._writer = ThreadPoolExecutor(1, "chunk-writer")
         self._reader = ThreadPoolExecutor(1, "chunk-index")
         self._disk = ThreadPoolExecutor(DISK_THREADS, "chunk-disk")
+        self._upkeep = ThreadPoolExecutor(1, "chunk-upkeep")
+        self._claims = Claims()
         self._damaged: set[tuple[bytes, ChunkId]] = set()
         self._recent: dict[tuple[bytes, ChunkId], None] = {}
         self._drops = 0  # what was found before one must not be remembered after it
-        self._queues: dict[bytes, _Queue] = {}
-        self._flusher: asyncio.Task[None] | None = None
+        self._stuck: dict[tuple[bytes, int], int] = {}
+        """Packs that could not be compacted, and how many of their bytes were dead then."""
+        self._appender = Appender(lambda bucket, chunks: self._run(self._writer, partial(self._write, bucket, chunks)))
 
     @classmethod
     async def open(cls, root: Path) -> ChunkStore:
@@ -94,28 +80,8 @@ class ChunkStore:
         Raises ``CorruptChunk`` before anything is stored, ``ValueError`` for an id that cannot be
         one, ``OSError`` when the disk fails or is full: chunks then are stored whole or not at all.
         """
-        if len(items) == 1 and len(items[0][1]) >= SMALL:
-            await self._run(self._disk, partial(self._write_one, bucket, *items[0]))
-            self._remember(bucket, [items[0][0]])
-            return
-        verified = partial(check, items)
-        if sum(len(stored) for _, stored in items) < SMALL:
-            verified()
-        else:
-            await self._run(self._disk, verified)
-        small = {chunk: stored for chunk, stored in items if len(stored) < SMALL}
-        jobs = [
-            self._run(self._disk, partial(self._write_file, bucket, chunk, stored))
-            for chunk, stored in items
-            if len(stored) >= SMALL
-        ]
-        if small:
-            jobs.append(self._append(bucket, small))
-        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
-        self._remember(bucket, [chunk for chunk, _ in items])
+        async with self.using(bucket, [chunk for chunk, _ in items]):
+            await self._put(bucket, items)
 
     async def missing(self, bucket: bytes, ids: Sequence[ChunkId]) -> list[ChunkId]:
         """Those of ``ids`` that are not stored durably, or that a read found damaged, in their order."""
@@ -123,15 +89,21 @@ class ChunkStore:
         if not unknown:
             return []
         drops = self._drops
-        missing = await self._run(self._reader, partial(self._missing, bucket, unknown))
+        missing = set(await self._run(self._reader, partial(self._missing, bucket, unknown)))
         if drops == self._drops:
-            self._remember(bucket, set(unknown).difference(missing))
-        return missing
+            self._remember(bucket, set(unknown) - missing)
+        return [chunk for chunk in unknown if chunk in missing or self._claims.dying(bucket, chunk)]
 
     async def locate(self, bucket: bytes, chunk: ChunkId) -> Located | None:
-        """Where a chunk lies; None when it is not stored. Does not look at its content."""
-        found = await self._run(self._reader, partial(self._locate, bucket, [chunk]))
-        return found.get(chunk)
+        """Where a chunk lies; None when it is not stored. Does not look at its content.
+
+        It may be moved at any time: who does not find it there looks again.
+        """
+        return (await self.places(bucket, [chunk])).get(chunk)
+
+    async def places(self, bucket: bytes, ids: Collection[ChunkId]) -> dict[ChunkId, Located]:
+        """Where those of ``ids`` lie that are stored."""
+        return await self._run(self._reader, partial(self._locate, bucket, ids))
 
     async def read(
         self, bucket: bytes, ids: Sequence[ChunkId], limit: int = MAX_BATCH_BYTES
@@ -141,7 +113,13 @@ class ChunkStore:
         Raises ``NoChunk``, and ``CorruptChunk`` when what is on the disk is damaged: the chunk then
         is missing, until it is put again.
         """
-        found = await self._run(self._reader, partial(self._locate, bucket, ids))
+        try:
+            return await self._read(bucket, ids, limit)
+        except NoChunk:
+            return await self._read(bucket, ids, limit)  # its pack may have gone between look-up and open
+
+    async def _read(self, bucket: bytes, ids: Sequence[ChunkId], limit: int) -> list[tuple[ChunkId, bytes]]:
+        found = await self.places(bucket, ids)
         if gone := [chunk for chunk in ids if chunk not in found]:
             raise NoChunk(gone)
         wanted: list[tuple[ChunkId, Located]] = []
@@ -156,6 +134,55 @@ class ChunkStore:
             self._damaged.add((bucket, error.chunk))
             self._recent.pop((bucket, error.chunk), None)
             raise
+
+    def using(self, bucket: bytes, ids: Collection[ChunkId]) -> AbstractAsyncContextManager[None]:
+        """Keep chunks from being deleted inside the block; those that are being deleted are gone when it begins."""
+        return self._claims.use(bucket, ids)
+
+    @contextmanager
+    def doom(self, bucket: bytes, ids: Collection[ChunkId]) -> Iterator[list[ChunkId]]:
+        """Those of ``ids`` that nobody uses, to be deleted in the block; until its end they count as missing, and
+        a put of them waits."""
+        with self._claims.doom(bucket, ids) as doomed:
+            self._forget(bucket, doomed)
+            try:
+                yield doomed
+            finally:
+                self._drops += 1
+
+    async def delete(self, bucket: bytes, ids: Sequence[ChunkId]) -> int:
+        """Delete chunks, inside a block of ``doom``; how many bytes they had. A crash may bring some back."""
+        places = await self.places(bucket, ids)
+        await self._run(self._writer, partial(self._index.remove, bucket, list(places)))
+        await self._run(self._disk, partial(self._delete_files, bucket, ids))
+        self._damaged.difference_update((bucket, chunk) for chunk in ids)
+        return sum(place.length for place in places.values())
+
+    async def older(self, bucket: bytes, first: int, beyond: int, before_ns: int) -> set[ChunkId]:
+        """The chunks whose ids begin with a byte from ``first`` on and below ``beyond``, and that came before a
+        moment: the time in nanoseconds since the epoch."""
+        return await self._run(self._upkeep, partial(self._older, bucket, first, beyond, before_ns))
+
+    async def compact(self, bucket: bytes, step: Callable[[], Awaitable[None]]) -> int:
+        """Copy what is needed out of packs that are mostly dead, and delete them; how many bytes came free.
+
+        ``step`` is awaited between steps of some MiB.
+        """
+        freed = 0
+        for number, dead in await self._run(self._writer, partial(self._index.wasteful, bucket, WASTE)):
+            if self._stuck.get((bucket, number)) == dead:
+                continue
+            await self._run(self._writer, partial(self._packs.seal, bucket, number))
+            moving = survivors(self._packs, self._upkeep_index, bucket, number)
+            while (some := await self._run(self._upkeep, partial(_next, moving))) is not None:
+                if some:
+                    freed -= await self._run(self._writer, partial(move, self._packs, self._index, bucket, some))
+                await step()
+            size = await self._run(self._writer, partial(retire, self._packs, self._index, bucket, number))
+            if not size:
+                self._stuck[bucket, number] = dead
+            freed += size
+        return freed
 
     async def drop_bucket(self, bucket: bytes) -> None:
         """Delete all chunks of a bucket. Must not run together with a put into it."""
@@ -172,12 +199,41 @@ class ChunkStore:
 
     async def close(self) -> None:
         """Finish what was begun and close the files."""
-        if self._flusher:
-            await self._flusher
+        await self._appender.finish()
         await asyncio.to_thread(self._close)
+
+    async def _put(self, bucket: bytes, items: Sequence[tuple[ChunkId, bytes]]) -> None:
+        if len(items) == 1 and len(items[0][1]) >= SMALL:
+            await self._run(self._disk, partial(self._write_one, bucket, *items[0]))
+            self._remember(bucket, [items[0][0]])
+            return
+        verified = partial(check, items)
+        if sum(len(stored) for _, stored in items) < SMALL:
+            verified()
+        else:
+            await self._run(self._disk, verified)
+        small = {chunk: stored for chunk, stored in items if len(stored) < SMALL}
+        jobs = [
+            self._run(self._disk, partial(self._write_file, bucket, chunk, stored))
+            for chunk, stored in items
+            if len(stored) >= SMALL
+        ]
+        if small:
+            jobs.append(self._appender.append(bucket, small))
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        self._remember(bucket, [chunk for chunk, _ in items])
 
     async def _run(self, pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, call)
+
+    def _forget(self, bucket: bytes, ids: Iterable[ChunkId]) -> None:
+        """From now on it must be looked up whether ``ids`` are stored."""
+        self._drops += 1
+        for chunk in ids:
+            self._recent.pop((bucket, chunk), None)
 
     def _remember(self, bucket: bytes, stored: Iterable[ChunkId]) -> None:
         for chunk in stored:
@@ -186,35 +242,6 @@ class ChunkStore:
         while len(self._recent) > RECENT:
             del self._recent[next(iter(self._recent))]
 
-    async def _append(self, bucket: bytes, chunks: dict[ChunkId, bytes]) -> None:
-        """Queue small chunks for the next append, which takes along all that came while one ran."""
-        done = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(bucket, _Queue()).puts.append((chunks, done))
-        if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush())
-        await done
-
-    async def _flush(self) -> None:
-        while self._queues:
-            bucket, queue = next(iter(self._queues.items()))
-            chunks, done = queue.take()
-            del self._queues[bucket]
-            if queue.puts:
-                self._queues[bucket] = queue
-            error: BaseException | None = None
-            try:
-                await self._run(self._writer, partial(self._write, bucket, chunks))
-            except Exception as caught:
-                error = caught
-            for future in done:
-                if future.cancelled():
-                    continue
-                if error:
-                    future.set_exception(error)
-                else:
-                    future.set_result(None)
-        self._flusher = None
-
     # On the threads of the store.
 
     def _open(self) -> None:
@@ -222,13 +249,15 @@ class ChunkStore:
             make_dir(directory)
         self._index = Index.open(self._root / "index.sqlite")
         self._lookups = Index(self._root / "index.sqlite")
+        self._upkeep_index = Index(self._root / "index.sqlite")
         recover(self._root, self._packs, self._index)
 
     def _close(self) -> None:
-        for pool in (self._disk, self._reader, self._writer):
+        for pool in (self._upkeep, self._disk, self._reader, self._writer):
             pool.shutdown()
         self._packs.close()
         self._lookups.close()
+        self._upkeep_index.close()
         self._index.close()
 
     def _write(self, bucket: bytes, chunks: dict[ChunkId, bytes]) -> None:
@@ -257,7 +286,7 @@ class ChunkStore:
             if (bucket, chunk) in self._damaged or not (chunk in packed or self._files.has(bucket, chunk))
         ]
 
-    def _locate(self, bucket: bytes, ids: Sequence[ChunkId]) -> dict[ChunkId, Located]:
+    def _locate(self, bucket: bytes, ids: Collection[ChunkId]) -> dict[ChunkId, Located]:
         packed = self._lookups.find(bucket, ids)
         paths = {number: str(self._packs.path(bucket, number)) for number in {place.pack for place in packed.values()}}
         found: dict[ChunkId, Located] = {}
@@ -268,9 +297,24 @@ class ChunkStore:
                 found[chunk] = Located(self._files.path(bucket, chunk), 0, size)
         return found
 
+    def _delete_files(self, bucket: bytes, ids: Iterable[ChunkId]) -> None:
+        for chunk in ids:
+            self._files.delete(bucket, chunk)
+
+    def _older(self, bucket: bytes, first: int, beyond: int, before_ns: int) -> set[ChunkId]:
+        packed = self._upkeep_index.older(bucket, first, beyond, before_ns)
+        return {*packed, *self._files.older(bucket, first, beyond, before_ns)}
+
     def _drop(self, bucket: bytes) -> Path | None:
         self._packs.close(bucket)
         trash = discard(self._root, bucket)
         self._files.forget(bucket)
         self._index.drop(bucket)
         return trash
+
+
+def _next(moving: Iterator[Moving]) -> Moving | None:
+    try:
+        return next(moving, None)
+    except FileNotFoundError:  # the pack went with its bucket
+        return None
