@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
-from urllib.parse import quote
+from typing import Self
 
 import anyio
 import httpx
 import msgspec
 
 from nodeserver.client.breaker import Observer, State
+from nodeserver.client.calls import as_of, base64url, of_bucket, of_file
 from nodeserver.client.connection import Buffer
 from nodeserver.client.errors import BadAnswer, Refused
+from nodeserver.client.history import History
 from nodeserver.client.node import STORED, Node
 from nodeserver.client.transport import Transport
 from nodeserver.protocol.errors import Code
@@ -39,8 +39,6 @@ from nodeserver.protocol.wire import (
     pack,
 )
 
-T = TypeVar("T")
-
 
 class _Chunks(msgspec.Struct):
     """A ``ChunkBatch`` whose chunks are views of the answer."""
@@ -48,7 +46,7 @@ class _Chunks(msgspec.Struct):
     chunks: list[tuple[ChunkId, memoryview]]
 
 
-class Client:
+class Client(History):
     """A connection to one node server; see :func:`connect`.
 
     Every call takes ``deadline``, the seconds it may take with its retries, instead of the client's own, and
@@ -59,10 +57,8 @@ class Client:
     def __init__(
         self, node: Node, transport: httpx.AsyncBaseTransport, metadata_deadline: float, data_deadline: float
     ) -> None:
-        self._node = node
+        super().__init__(node, metadata_deadline, data_deadline)
         self._transport = transport
-        self._metadata = metadata_deadline
-        self._data = data_deadline
 
     async def __aenter__(self) -> Self:
         return self
@@ -98,7 +94,7 @@ class Client:
 
     async def bucket(self, name: str, *, deadline: float | None = None) -> Bucket:
         """The bucket of that name."""
-        return await self._get(_bucket(name), Bucket, deadline)
+        return await self._get(of_bucket(name), Bucket, deadline)
 
     async def create_bucket(
         self,
@@ -116,17 +112,17 @@ class Client:
         ``uid``, ``gid`` and ``mode`` are those of its root directory.
         """
         body = pack(NewBucket(id or new_id(), quota, uid, gid, mode))
-        return await self._node.call("PUT", _bucket(name), Bucket, body=body, deadline=self._seconds(deadline))
+        return await self._node.call("PUT", of_bucket(name), Bucket, body=body, deadline=self._seconds(deadline))
 
     async def set_bucket(self, name: str, settings: BucketSettings, *, deadline: float | None = None) -> Bucket:
         """Change a bucket's settings."""
         seconds = self._seconds(deadline)
-        return await self._node.call("PATCH", _bucket(name), Bucket, body=pack(settings), deadline=seconds)
+        return await self._node.call("PATCH", of_bucket(name), Bucket, body=pack(settings), deadline=seconds)
 
     async def delete_bucket(self, name: str, *, deadline: float | None = None) -> None:
         """Delete an empty bucket."""
         try:
-            await self._node.send("DELETE", _bucket(name), _ignore, deadline=self._seconds(deadline))
+            await self._node.send("DELETE", of_bucket(name), _ignore, deadline=self._seconds(deadline))
         except Refused as refused:
             if refused.code is not Code.NO_BUCKET or refused.tries == 1:
                 raise
@@ -140,22 +136,35 @@ class Client:
 
     async def commit_packed(self, bucket: str, commit: Buffer, *, deadline: float | None = None) -> Committed:
         """As :meth:`commit`, of an encoded ``Commit``."""
-        path, seconds = f"{_bucket(bucket)}/commits", self._seconds(deadline)
+        path, seconds = f"{of_bucket(bucket)}/commits", self._seconds(deadline)
         return await self._node.call("POST", path, Committed, body=commit, deadline=seconds)
 
-    async def file(self, bucket: str, file_id: FileId, *, deadline: float | None = None) -> FileAnswer:
-        """A file with its whole manifest."""
-        return await self._get(_file(bucket, file_id), FileAnswer, deadline)
+    async def file(
+        self, bucket: str, file_id: FileId, at: int | None = None, *, deadline: float | None = None
+    ) -> FileAnswer:
+        """A file with its whole manifest, now or as of commit ``at``."""
+        path = of_file(bucket, file_id) + as_of(at, "?")
+        return await self._get(path, FileAnswer, deadline)
 
-    async def lookup(self, bucket: str, dir_id: FileId, name: bytes, *, deadline: float | None = None) -> FileAnswer:
-        """What a directory has under a name."""
-        return await self._get(f"{_file(bucket, dir_id)}/lookup?name={_base64(name)}", FileAnswer, deadline)
+    async def lookup(
+        self, bucket: str, dir_id: FileId, name: bytes, at: int | None = None, *, deadline: float | None = None
+    ) -> FileAnswer:
+        """What a directory has under a name, or had as of commit ``at``."""
+        path = f"{of_file(bucket, dir_id)}/lookup?name={base64url(name)}{as_of(at)}"
+        return await self._get(path, FileAnswer, deadline)
 
     async def entries(
-        self, bucket: str, dir_id: FileId, after: bytes = b"", limit: int = 5000, *, deadline: float | None = None
+        self,
+        bucket: str,
+        dir_id: FileId,
+        after: bytes = b"",
+        limit: int = 5000,
+        at: int | None = None,
+        *,
+        deadline: float | None = None,
     ) -> Listing:
-        """A page of a directory's entries, those whose names follow ``after``."""
-        path = f"{_file(bucket, dir_id)}/entries?after={_base64(after)}&limit={limit}"
+        """A page of a directory's entries, now or as of commit ``at``: those whose names follow ``after``."""
+        path = f"{of_file(bucket, dir_id)}/entries?after={base64url(after)}&limit={limit}{as_of(at)}"
         return await self._get(path, Listing, deadline)
 
     async def changes(self, bucket: str, since: int, wait: float = 0.0, *, deadline: float | None = None) -> Changes:
@@ -163,14 +172,14 @@ class Client:
 
         Not retried: a request that finds the server back must not keep everyone else waiting with it.
         """
-        path, seconds = f"{_bucket(bucket)}/changes?since={since}&wait={wait:g}", self._seconds(deadline)
+        path, seconds = f"{of_bucket(bucket)}/changes?since={since}&wait={wait:g}", self._seconds(deadline)
         return await self._node.call("GET", path, Changes, deadline=wait + seconds, once=True)
 
     # chunks
 
     async def missing(self, bucket: str, ids: Sequence[ChunkId], *, deadline: float | None = None) -> list[ChunkId]:
         """Those of ``ids`` that the bucket lacks."""
-        path, left = f"{_bucket(bucket)}/chunks/missing", _countdown(self._seconds(deadline))
+        path, left = f"{of_bucket(bucket)}/chunks/missing", _countdown(self._seconds(deadline))
         missing: list[ChunkId] = []
         for start in range(0, len(ids), MAX_BATCH_CHUNKS):
             body = pack(ChunkIds(list(ids[start : start + MAX_BATCH_CHUNKS])))
@@ -186,7 +195,7 @@ class Client:
         self, bucket: str, chunks: Iterable[tuple[ChunkId, Buffer]], *, deadline: float | None = None
     ) -> None:
         """Store chunks, in their stored form, durably, as many to a request as it can carry."""
-        path, left = f"{_bucket(bucket)}/chunks", _countdown(self._data if deadline is None else deadline)
+        path, left = f"{of_bucket(bucket)}/chunks", _countdown(self._data if deadline is None else deadline)
         for batch in _batches(chunks):
             body = msgspec.msgpack.encode({"chunks": batch})  # a ChunkBatch, of any buffers
             await self._node.send("POST", path, _ignore, body=body, deadline=left())
@@ -200,7 +209,7 @@ class Client:
         self, bucket: str, ids: Sequence[ChunkId], *, deadline: float | None = None
     ) -> list[tuple[ChunkId, Buffer]]:
         """Chunks in their stored form, not verified, in the order of ``ids``; views of shared buffers."""
-        path, left = f"{_bucket(bucket)}/chunks/read", _countdown(self._data if deadline is None else deadline)
+        path, left = f"{of_bucket(bucket)}/chunks/read", _countdown(self._data if deadline is None else deadline)
         chunks: list[tuple[ChunkId, Buffer]] = []
         while len(chunks) < len(ids):
             asked = list(ids[len(chunks) : len(chunks) + MAX_BATCH_CHUNKS])
@@ -209,12 +218,6 @@ class Client:
                 raise BadAnswer("the server answered with other chunks than those asked for")
             chunks += answer.chunks
         return chunks
-
-    async def _get(self, path: str, answer: type[T], deadline: float | None) -> T:
-        return await self._node.call("GET", path, answer, deadline=self._seconds(deadline))
-
-    def _seconds(self, deadline: float | None) -> float:
-        return self._metadata if deadline is None else deadline
 
 
 def connect(
@@ -236,20 +239,8 @@ def connect(
     return Client(Node(url, token, transport), transport, metadata_deadline, data_deadline)
 
 
-def _bucket(name: str) -> str:
-    return f"buckets/{quote(name, safe='')}"
-
-
-def _file(bucket: str, file_id: FileId) -> str:
-    return f"{_bucket(bucket)}/files/{file_id.hex()}"
-
-
 def _chunk(bucket: str, chunk: ChunkId) -> str:
-    return f"{_bucket(bucket)}/chunks/{chunk.hex()}"
-
-
-def _base64(name: bytes) -> str:
-    return base64.urlsafe_b64encode(name).rstrip(b"=").decode("ascii")
+    return f"{of_bucket(bucket)}/chunks/{chunk.hex()}"
 
 
 def _ignore(body: Buffer) -> None:

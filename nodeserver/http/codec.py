@@ -13,11 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nodeserver.http.problems import Refused
+from nodeserver.metadata.checks import check_names
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.wire import JSON, MAX_BODY, MSGPACK
 
 BODY_DEADLINE = 120.0
 """Seconds a client may take to send a body."""
+
+MAX_SEQ = (1 << 63) - 1
 
 T = TypeVar("T")
 
@@ -65,14 +68,13 @@ def answer(request: Request, value: Any) -> Response:
 
 def hex_id(request: Request, parameter: str, size: int) -> bytes:
     """An id in the path: lower-case hexadecimal of ``size`` bytes. Raises ``Refused``."""
-    text = request.path_params[parameter]
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
-    if len(value) != size or value.hex() != text:
-        raise Refused(Code.MALFORMED, f"{text[:80]!r} is not {size} bytes in lower-case hexadecimal")
-    return value
+    return _hex(request.path_params[parameter], size)
+
+
+def hex_parameter(request: Request, name: str, size: int) -> bytes:
+    """An id in the query string: lower-case hexadecimal of ``size`` bytes; empty when absent. Raises ``Refused``."""
+    text = request.query_params.get(name, "")
+    return _hex(text, size) if text else b""
 
 
 def base64_parameter(request: Request, name: str) -> bytes:
@@ -83,6 +85,18 @@ def base64_parameter(request: Request, name: str) -> bytes:
     except (binascii.Error, ValueError) as error:
         raise Refused(Code.MALFORMED, f"{name} is not base64url") from error
     return value
+
+
+def name_parameter(request: Request) -> bytes:
+    """The name of a directory entry in the query string. Raises ``Refused``, ``InvalidName``."""
+    name = base64_parameter(request, "name")
+    check_names(name)
+    return name
+
+
+def at_parameter(request: Request) -> int | None:
+    """The commit that is asked about; None for the present. Raises ``Refused``."""
+    return integer_parameter(request, "at", 0, 0, MAX_SEQ) if "at" in request.query_params else None
 
 
 def integer_parameter(request: Request, name: str, default: int, least: int, most: int) -> int:
@@ -104,6 +118,16 @@ def seconds_parameter(request: Request, name: str, most: float) -> float:
     if not value >= 0:
         raise Refused(Code.MALFORMED, f"{name} is not a number of seconds")
     return min(value, most)
+
+
+def _hex(text: str, size: int) -> bytes:
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != size or value.hex() != text:
+        raise Refused(Code.MALFORMED, f"{text[:80]!r} is not {size} bytes in lower-case hexadecimal")
+    return value
 
 
 def _too_large(limit: int) -> Refused:

@@ -8,14 +8,13 @@ from starlette.routing import Route
 
 from nodeserver.http.buckets import usage
 from nodeserver.http.chunks import put
-from nodeserver.http.codec import answer, integer_parameter, read, seconds_parameter
+from nodeserver.http.codec import MAX_SEQ, answer, integer_parameter, read, seconds_parameter
 from nodeserver.http.problems import Refused
 from nodeserver.http.services import identity, services
 from nodeserver.metadata.checks import check_commit
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.wire import MAX_CHANGES, Changes, Commit
 
-MAX_SEQ = (1 << 63) - 1
 MAX_WAIT = 60.0
 """Seconds of the longest long poll."""
 

@@ -26,14 +26,14 @@ ALTER TABLE file ADD COLUMN since_seq BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE file ADD COLUMN follows BLOB NOT NULL DEFAULT x'';
 ALTER TABLE file ADD COLUMN follows_seq BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE commit_log ADD COLUMN author TEXT NOT NULL DEFAULT '';
-CREATE INDEX file_follows ON file (bucket, follows) WHERE follows != x'';
+CREATE INDEX file_follows ON file (bucket, follows) WHERE follows_seq > 0;
 CREATE INDEX entry_ended ON entry (bucket, parent, name, until_seq) WHERE until_seq < 9223372036854775807;
 CREATE INDEX commit_time ON commit_log (bucket, time_ns);
 CREATE TABLE past (
-    bucket INTEGER NOT NULL, file BLOB NOT NULL, until_seq BIGINT NOT NULL, since_seq BIGINT NOT NULL,
+    bucket INTEGER NOT NULL, file BLOB NOT NULL, since_seq BIGINT NOT NULL, until_seq BIGINT NOT NULL,
     mode BIGINT NOT NULL, uid BIGINT NOT NULL, gid BIGINT NOT NULL, nlink BIGINT NOT NULL, size BIGINT NOT NULL,
     atime_ns BIGINT NOT NULL, mtime_ns BIGINT NOT NULL, ctime_ns BIGINT NOT NULL, xattrs BLOB NOT NULL,
-    version BLOB NOT NULL, PRIMARY KEY (bucket, file, until_seq)
+    version BLOB NOT NULL, PRIMARY KEY (bucket, file, since_seq)
 ) WITHOUT ROWID;
 CREATE TABLE retention (
     bucket INTEGER NOT NULL, directory BLOB NOT NULL, policy BLOB NOT NULL, PRIMARY KEY (bucket, directory)

@@ -25,10 +25,10 @@ from nodeserver.protocol.wire import (
 
 _bucket, _file, _entry, _version = tables.bucket.c, tables.file.c, tables.entry.c, tables.version.c
 
-_FILE = [column for column in tables.file.c if column.name in File.__struct_fields__]
-_SHORT = case((_version.slices <= INLINE_SLICES, _version.manifest), else_=literal(None)).label("manifest")
+FILE = [column for column in tables.file.c if column.name in File.__struct_fields__]
+SHORT_MANIFEST = case((_version.slices <= INLINE_SLICES, _version.manifest), else_=literal(None)).label("manifest")
 _HEAD = and_(_version.bucket == _file.bucket, _version.id == _file.version)
-_manifest = msgspec.msgpack.Decoder(Manifest)
+manifest_of = msgspec.msgpack.Decoder(Manifest).decode
 _xattrs = msgspec.msgpack.Decoder(dict[bytes, bytes])
 
 
@@ -37,12 +37,12 @@ def _here(table: FromClause) -> Any:
 
 
 _FILE_BY_ID = (
-    select(*_FILE, _version.manifest)
+    select(*FILE, _version.manifest)
     .outerjoin_from(tables.file, tables.version, _HEAD)
     .where(_here(tables.file), _file.id == bindparam("id"))
 )
 _ENTRIES = (
-    select(_entry.name, *_FILE, _SHORT)
+    select(_entry.name, *FILE, SHORT_MANIFEST)
     .select_from(
         tables.entry.join(tables.file, and_(_file.bucket == _entry.bucket, _file.id == _entry.file)).outerjoin(
             tables.version, _HEAD
@@ -63,35 +63,35 @@ _LOG = (
 
 def file(connection: Connection, bucket: int, id_: FileId) -> FileAnswer:
     """A file with its whole manifest; one that is gone has ``nlink`` 0. Raises ``NoFile``."""
-    seq = _seq(connection, bucket)
+    seq = newest_seq(connection, bucket)
     row = connection.execute(_FILE_BY_ID, {"bucket": bucket, "id": id_}).one_or_none()
     if row is None:
         raise NoFile(f"there is no file {id_.hex()}")
-    return FileAnswer(seq, _file_of(row))
+    return FileAnswer(seq, file_of(row))
 
 
 def lookup(connection: Connection, bucket: int, directory: FileId, name: bytes) -> FileAnswer:
     """What ``name`` is in a directory. Raises ``NoFile`` when there is no such directory."""
-    seq = _seq(connection, bucket)
+    seq = newest_seq(connection, bucket)
     row = connection.execute(_LOOKUP, {"bucket": bucket, "parent": directory, "name": name}).one_or_none()
     if row is None:
         _directory(connection, bucket, directory)
-    return FileAnswer(seq, _file_of(row[1:]) if row else None)
+    return FileAnswer(seq, file_of(row[1:]) if row else None)
 
 
 def entries(connection: Connection, bucket: int, directory: FileId, after: bytes, limit: int) -> Listing:
     """A page of a directory. Raises ``NoFile``."""
-    seq = _seq(connection, bucket)
+    seq = newest_seq(connection, bucket)
     itself = _directory(connection, bucket, directory)
     wanted = {"bucket": bucket, "parent": directory, "after": after, "limit": limit + 1}
     rows = connection.execute(_PAGE, wanted).all()
-    page = [Entry(row[0], _file_of(row[1:])) for row in rows[:limit]]
+    page = [Entry(row[0], file_of(row[1:])) for row in rows[:limit]]
     return Listing(seq, itself, page, more=len(rows) > limit)
 
 
 def changes(connection: Connection, bucket: int, since: int, limit: int) -> tuple[int, list[Change]]:
     """The newest commit that the answer reaches, and the commits after ``since``. Raises ``HistoryGone``."""
-    newest = _seq(connection, bucket)
+    newest = newest_seq(connection, bucket)
     if since > newest:
         raise HistoryGone(f"commit {since} was not made yet, the newest is {newest}")
     rows = connection.execute(_LOG, {"bucket": bucket, "since": since, "limit": limit}).scalars()
@@ -99,7 +99,8 @@ def changes(connection: Connection, bucket: int, since: int, limit: int) -> tupl
     return (commits[-1].seq if commits else newest), commits
 
 
-def _seq(connection: Connection, bucket: int) -> int:
+def newest_seq(connection: Connection, bucket: int) -> int:
+    """The newest commit of a bucket. Raises ``NoBucket``."""
     seq: int | None = connection.execute(_SEQ, {"bucket": bucket}).scalar()
     if seq is None:
         raise NoBucket("the bucket was deleted")
@@ -108,18 +109,18 @@ def _seq(connection: Connection, bucket: int) -> int:
 
 def _directory(connection: Connection, bucket: int, id_: FileId) -> File:
     row = connection.execute(_FILE_BY_ID, {"bucket": bucket, "id": id_}).one_or_none()
-    directory = _file_of(row) if row else None
+    directory = file_of(row) if row else None
     if directory is None or directory.mode & 0o170000 != 0o040000 or not directory.nlink:
         raise NoFile(f"there is no directory {id_.hex()}")
     return directory
 
 
-def _file_of(row: Sequence[Any]) -> File:
-    """A file from the columns of ``_FILE`` and its manifest."""
+def file_of(row: Sequence[Any]) -> File:
+    """A file from the columns of ``FILE`` and its manifest."""
     (id_, mode, uid, gid, rdev, nlink, size, atime, mtime, ctime, target, xattrs, version, manifest) = row
     return File(
         id_, mode, uid, gid, rdev, nlink, size, atime, mtime, ctime, target,
         _xattrs.decode(xattrs) if xattrs else {},
         version,
-        _manifest.decode(manifest) if manifest else None,
+        manifest_of(manifest) if manifest else None,
     )  # fmt: skip

@@ -84,7 +84,7 @@ class Rows:
             names[parent].append(name)
         found = {}
         for parent, wanted in names.items():
-            for some in _slices(wanted):
+            for some in slices(wanted):
                 values = (self._bucket, parent, *some)
                 for name, file, since in rows_of(self._connection, _entries(len(some)), values):
                     found[parent, name] = Held(file, since)
@@ -110,7 +110,7 @@ class Rows:
         return (row.parent, row.name) if row else None
 
     def _by_id(self, table: Table, ids: Iterable[bytes]) -> Iterator[tuple[Any, ...]]:
-        for some in _slices(ids):
+        for some in slices(ids):
             yield from rows_of(self._connection, _by_ids(table, len(some)), (self._bucket, *some))
 
 
@@ -163,7 +163,7 @@ _KEEP_PAST = insert(tables.past).from_select(
 _DELETE_VERSION = delete(tables.version).where(_key(tables.version, "bucket", "id"))
 
 
-def _slices(values: Iterable[T]) -> Iterator[list[T]]:
+def slices(values: Iterable[T]) -> Iterator[list[T]]:
     """The values, the last repeated up to a power of two: few different statements then do for all."""
     rest = iter(values)
     while some := list(islice(rest, IN_LIST)):

@@ -8,11 +8,26 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
-from nodeserver.metadata import buckets, commits, reads
+from nodeserver.metadata import buckets, commits, past, reads, versions
 from nodeserver.metadata.buckets import BucketRow
 from nodeserver.metadata.database import Database
 from nodeserver.metadata.migrations import STEPS, Step, migrate
-from nodeserver.protocol.wire import Change, Commit, Committed, FileAnswer, FileId, Listing, NewBucket
+from nodeserver.protocol.wire import (
+    Change,
+    Commit,
+    Committed,
+    FileAnswer,
+    FileId,
+    Listing,
+    Moment,
+    NewBucket,
+    Occupants,
+    PastNames,
+    TreeListing,
+    VersionAnswer,
+    VersionId,
+    Versions,
+)
 
 
 class Metadata:
@@ -101,17 +116,26 @@ class Metadata:
         """The answer a batch got before, None when it was not applied."""
         return await self._database.read(commits.answered, (await self.identify(name)).bucket, batch)
 
-    async def file(self, name: str, id_: FileId) -> FileAnswer:
-        """A file with its whole manifest."""
-        return await self._database.read(reads.file, (await self.identify(name)).bucket, id_)
+    async def file(self, name: str, id_: FileId, at: int | None = None) -> FileAnswer:
+        """A file with its whole manifest, now or as of commit ``at``."""
+        bucket = (await self.identify(name)).bucket
+        if at is not None:
+            return await self._database.read(past.file, bucket, id_, at)
+        return await self._database.read(reads.file, bucket, id_)
 
-    async def lookup(self, name: str, directory: FileId, entry: bytes) -> FileAnswer:
-        """What a name is in a directory."""
-        return await self._database.read(reads.lookup, (await self.identify(name)).bucket, directory, entry)
+    async def lookup(self, name: str, directory: FileId, entry: bytes, at: int | None = None) -> FileAnswer:
+        """What a name is in a directory, or was as of commit ``at``."""
+        bucket = (await self.identify(name)).bucket
+        if at is not None:
+            return await self._database.read(past.lookup, bucket, directory, entry, at)
+        return await self._database.read(reads.lookup, bucket, directory, entry)
 
-    async def entries(self, name: str, directory: FileId, after: bytes, limit: int) -> Listing:
-        """A page of a directory: up to ``limit`` names greater than ``after``."""
-        return await self._database.read(reads.entries, (await self.identify(name)).bucket, directory, after, limit)
+    async def entries(self, name: str, directory: FileId, after: bytes, limit: int, at: int | None = None) -> Listing:
+        """A page of a directory, now or as of commit ``at``: up to ``limit`` names greater than ``after``."""
+        bucket = (await self.identify(name)).bucket
+        if at is not None:
+            return await self._database.read(past.entries, bucket, directory, after, limit, at)
+        return await self._database.read(reads.entries, bucket, directory, after, limit)
 
     async def changes(self, name: str, since: int, limit: int, wait: float) -> tuple[int, list[Change]]:
         """Commits after ``since`` and the newest that they reach; waits up to ``wait`` seconds for the first."""
@@ -125,6 +149,33 @@ class Metadata:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(until - time.monotonic()):
                     await news.wait()
+
+    # History
+
+    async def moment(self, name: str, time_ns: int) -> Moment:
+        """The newest commit not after a time in nanoseconds since the epoch."""
+        return await self._database.read(past.moment, (await self.identify(name)).bucket, time_ns)
+
+    async def tree(self, name: str, directory: FileId, after: bytes, limit: int, at: int | None) -> TreeListing:
+        """A page of all that is below a directory, now or as of commit ``at``: the paths that follow ``after``."""
+        return await self._database.read(past.tree, (await self.identify(name)).bucket, directory, after, limit, at)
+
+    async def names(self, name: str, directory: FileId, after: bytes, limit: int) -> PastNames:
+        """A page of the names that have or had content in a directory."""
+        return await self._database.read(versions.names, (await self.identify(name)).bucket, directory, after, limit)
+
+    async def versions(self, name: str, directory: FileId, entry: bytes, after: VersionId, limit: int) -> Versions:
+        """A page of the history of a name, oldest first."""
+        bucket = (await self.identify(name)).bucket
+        return await self._database.read(versions.versions, bucket, directory, entry, after, limit)
+
+    async def version(self, name: str, id_: VersionId) -> VersionAnswer:
+        """A version with its whole manifest."""
+        return await self._database.read(versions.version, (await self.identify(name)).bucket, id_)
+
+    async def occupants(self, name: str, directory: FileId, entry: bytes) -> Occupants:
+        """Who has or had a name, oldest first."""
+        return await self._database.read(versions.occupants, (await self.identify(name)).bucket, directory, entry)
 
     def _wake(self, bucket: int) -> None:
         if event := self._news.pop(bucket, None):

@@ -76,20 +76,24 @@ file = Table(
     Column("follows", Bytes(16), nullable=False),
     Column("follows_seq", BigInteger, nullable=False),
     Index(
-        "file_follows", "bucket", "follows", sqlite_where=text("follows != x''"), postgresql_where=text("follows != ''")
+        "file_follows",
+        "bucket",
+        "follows",
+        sqlite_where=text("follows_seq > 0"),
+        postgresql_where=text("follows_seq > 0"),
     ),
     sqlite_with_rowid=False,
 )
 
 # What rows of file were: the file at commit S is the row with since_seq <= S < until_seq, of file or from here. Rows
-# that retention took out leave gaps; the newest row that began before S does for them.
+# that retention took out leave gaps; the newest row that began by S does for them.
 past = Table(
     "past",
     metadata,
     Column("bucket", Integer, ForeignKey("bucket.bucket"), primary_key=True),
     Column("file", Bytes(16), primary_key=True),
-    Column("until_seq", BigInteger, primary_key=True),  # the commit that changed it
-    Column("since_seq", BigInteger, nullable=False),
+    Column("since_seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("until_seq", BigInteger, nullable=False),  # the commit that changed it
     Column("mode", BigInteger, nullable=False),
     Column("uid", BigInteger, nullable=False),
     Column("gid", BigInteger, nullable=False),

@@ -1,0 +1,266 @@
+"""The tree as of a commit, inside one snapshot."""
+
+from __future__ import annotations
+
+import dataclasses
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    select,
+)
+
+from nodeserver.metadata import tables
+from nodeserver.metadata.errors import HistoryGone, NoFile
+from nodeserver.metadata.lineage import heirs_of
+from nodeserver.metadata.privacy import Access, restrict
+from nodeserver.metadata.reads import FILE, SHORT_MANIFEST, file_of, manifest_of, newest_seq
+from nodeserver.metadata.tables import LIVE
+from nodeserver.metadata.tree import Place
+from nodeserver.protocol.wire import Entry, File, FileAnswer, FileId, Listing, Moment, TreeListing
+
+_file, _entry, _version, _log = tables.file.c, tables.entry.c, tables.version.c, tables.commit.c
+PAST, _earlier = tables.past.alias("then"), tables.past.alias("earlier").c
+_at = bindparam("at", type_=BigInteger)
+
+PAGE = 1000
+"""Names of a directory that a walk loads at a time."""
+
+
+def row_then(at: ColumnElement[int]) -> ColumnElement[bool]:
+    """Joins ``tables.file`` to the row it had as of ``at``; to none when that is the present one."""
+    mine = and_(_earlier.bucket == _file.bucket, _earlier.file == _file.id)
+    began = select(func.max(_earlier.since_seq)).where(mine, _earlier.since_seq <= at).scalar_subquery()
+    oldest = select(func.min(_earlier.since_seq)).where(mine).scalar_subquery()  # when all before were thinned out
+    since = case((_file.since_seq > at, func.coalesce(began, oldest)))
+    return and_(PAST.c.bucket == _file.bucket, PAST.c.file == _file.id, PAST.c.since_seq == since)
+
+
+def then(name: str) -> ColumnElement[Any]:
+    """A column of ``tables.file`` as of the time that ``row_then`` was told."""
+    return func.coalesce(PAST.c[name], _file[name]) if name in PAST.c else _file[name]
+
+
+_SHOWN = range(len(FILE))
+_ROW = (
+    *(then(column.name).label(column.name) for column in FILE),
+    func.coalesce(PAST.c.since_seq, _file.since_seq).label("began"),
+    _version.id.label("found"),
+    _file.nlink.label("links_now"),
+    _file.mode.label("mode_now"),
+    _file.uid.label("uid_now"),
+    _file.gid.label("gid_now"),
+)
+_CONTENT = and_(_version.bucket == _file.bucket, _version.id == then("version"), _version.seq <= _at)
+_FILE_BY_ID = (
+    select(*_ROW, _version.manifest)
+    .select_from(tables.file.outerjoin(PAST, row_then(_at)).outerjoin(tables.version, _CONTENT))
+    .where(_file.bucket == bindparam("bucket"), _file.id == bindparam("id"))
+)
+_ENTRIES = (
+    select(*_ROW, SHORT_MANIFEST, _entry.name)
+    .select_from(
+        tables.entry.join(tables.file, and_(_file.bucket == _entry.bucket, _file.id == _entry.file))
+        .outerjoin(PAST, row_then(_at))
+        .outerjoin(tables.version, _CONTENT)
+    )
+    .where(_entry.bucket == bindparam("bucket"), _entry.parent == bindparam("parent"), _entry.since_seq <= _at)
+)
+_LIVE: ColumnElement[int] = literal_column(str(LIVE))
+_BEFORE = bindparam("before", LIVE, type_=BigInteger)
+# The names of then that are live still, and those that ended since: each has an order that an index knows.
+_HALVES = [
+    _ENTRIES.where(ended)
+    for ended in (_entry.until_seq == _LIVE, and_(_entry.until_seq > _at, _entry.until_seq < _BEFORE))
+]
+_LOOKUPS = [half.where(_entry.name == bindparam("name")) for half in _HALVES]
+_PAGES = [
+    half.where(_entry.name > bindparam("after")).order_by(_entry.name).limit(bindparam("limit")) for half in _HALVES
+]
+_FIRST_NAMED = select(func.min(_entry.since_seq)).where(
+    _entry.bucket == bindparam("bucket"), _entry.file == bindparam("id")
+)
+_KEPT = (
+    select(_version.id, _version.size, SHORT_MANIFEST)
+    .where(_version.bucket == bindparam("bucket"), _version.file == bindparam("id"), _version.seq <= _at)
+    .order_by(_version.number.desc())
+    .limit(1)
+)
+_MOMENT = (
+    select(_log.seq, _log.time_ns)
+    .where(_log.bucket == bindparam("bucket"), _log.time_ns <= bindparam("time_ns", type_=BigInteger))
+    .order_by(_log.time_ns.desc())
+    .limit(1)
+)
+
+
+class AsOf:
+    """A bucket as of commit ``at``. Raises ``NoBucket``, and ``HistoryGone`` when it was not made yet."""
+
+    def __init__(self, connection: Connection, bucket: int, at: int) -> None:
+        newest = newest_seq(connection, bucket)
+        if at > newest:
+            raise HistoryGone(f"commit {at} was not made yet, the newest is {newest}")
+        self._connection = connection
+        self._bucket = bucket
+        self._at = at
+
+    def file(self, id_: FileId) -> File:
+        """A file with its whole manifest. Raises ``NoFile``, also when its content was not kept."""
+        row = self._one(id_)
+        if row is None:
+            raise NoFile(f"there was no file {id_.hex()}")
+        [file] = self._files([row], [None])
+        if file is None:
+            raise NoFile(f"the content of {id_.hex()} was not kept")
+        return file
+
+    def directory(self, id_: FileId) -> File:
+        """Raises ``NoFile``."""
+        row = self._one(id_)
+        file = self._files([row], [None])[0] if row else None
+        if file is None or not stat.S_ISDIR(file.mode) or not file.nlink:
+            raise NoFile(f"there was no directory {id_.hex()}")
+        return file
+
+    def lookup(self, directory: FileId, name: bytes) -> File | None:
+        """What was under a name, None when nothing was, or nothing that was kept."""
+        rows = [row for half in _LOOKUPS for row in self._rows(half, parent=directory, name=name)]
+        return self._files(rows[:1], [(directory, name)])[0] if rows else None
+
+    def entries(self, directory: FileId, after: bytes, limit: int) -> tuple[list[Entry], bool]:
+        """The first names after ``after``, and whether there are more."""
+        found: list[Entry] = []
+        while len(found) < limit:
+            wanted = limit - len(found)
+            rows = [row for half in _PAGES for row in self._rows(half, parent=directory, after=after, limit=wanted + 1)]
+            rows.sort(key=lambda row: row.name)
+            page = rows[:wanted]
+            files = self._files(page, [(directory, row.name) for row in page])
+            found += [Entry(row.name, file) for row, file in zip(page, files, strict=True) if file]
+            if len(rows) <= wanted:
+                return found, False
+            after = page[-1].name
+        return found, True
+
+    def walk(self, directory: FileId, after: bytes) -> Iterator[Entry]:
+        """All that was below a directory and follows the path ``after``; parents first, names in byte order."""
+        levels = []
+        here: File | None = self.directory(directory)
+        components = after.split(b"/")
+        for depth, name in enumerate(components):
+            if here is None or not stat.S_ISDIR(here.mode):
+                break
+            levels.append(_Level(here.id, b"".join(above + b"/" for above in components[:depth]), name))
+            here = self.lookup(here.id, name)
+        if here is not None and stat.S_ISDIR(here.mode):
+            levels.append(_Level(here.id, after + b"/"))
+        while levels:
+            level = levels[-1]
+            if not level.page and level.more:
+                page, level.more = self.entries(level.directory, level.after, PAGE)
+                level.page = page[::-1]
+            if not level.page:
+                levels.pop()
+                continue
+            entry = level.page.pop()
+            level.after, path = entry.name, level.path + entry.name
+            yield Entry(path, entry.file)
+            if stat.S_ISDIR(entry.file.mode):
+                levels.append(_Level(entry.file.id, path + b"/"))
+
+    def _one(self, id_: FileId) -> Row[Any] | None:
+        """The row of a file that was there by then."""
+        row = next(iter(self._rows(_FILE_BY_ID, id=id_)), None)
+        if row is not None and row.began > self._at:  # what came first was thinned out; did it have a name?
+            [(first,)] = self._rows(_FIRST_NAMED, id=id_)
+            return row if first is not None and first <= self._at else None
+        return row
+
+    def _rows(self, statement: Select[Any], **values: Any) -> list[Row[Any]]:
+        return list(self._connection.execute(statement, {"bucket": self._bucket, "at": self._at, **values}))
+
+    def _files(self, rows: Sequence[Row[Any]], places: Sequence[Place | None]) -> list[File | None]:
+        """The files of rows, None where the content was not kept."""
+        gone = [(row.id, row.mode, place) for row, place in zip(rows, places, strict=True) if not row.links_now]
+        heirs = heirs_of(self._connection, self._bucket, gone)
+        return [self._file(row, heirs.get(row.id, [])) for row in rows]
+
+    def _file(self, row: Row[Any], heirs: Iterable[Access]) -> File | None:
+        file = file_of([*(row[column] for column in _SHOWN), row.manifest])
+        if file.version and row.found is None:
+            kept = next(iter(self._rows(_KEPT, id=file.id)), None)
+            if kept is None and file.size:
+                return None
+            file.version, file.size = (kept.id, kept.size) if kept else (b"", 0)
+            file.manifest = manifest_of(kept.manifest) if kept else None
+        access = Access(file.mode, file.uid, file.gid)
+        for now in (Access(row.mode_now, row.uid_now, row.gid_now), *heirs):
+            access = restrict(access, now)
+        file.mode, file.uid, file.gid = access
+        return file
+
+
+@dataclasses.dataclass(slots=True)
+class _Level:
+    """A directory that a walk is in."""
+
+    directory: FileId
+    path: bytes
+    """With a slash at its end, but for the top."""
+    after: bytes = b""
+    page: list[Entry] = dataclasses.field(default_factory=list)
+    """What was loaded, the next at the end."""
+    more: bool = True
+
+
+def file(connection: Connection, bucket: int, id_: FileId, at: int) -> FileAnswer:
+    """A file with its whole manifest. Raises ``NoFile``, also when its content was not kept."""
+    return FileAnswer(at, AsOf(connection, bucket, at).file(id_))
+
+
+def lookup(connection: Connection, bucket: int, directory: FileId, name: bytes, at: int) -> FileAnswer:
+    """What ``name`` was in a directory. Raises ``NoFile`` when there was no such directory."""
+    then = AsOf(connection, bucket, at)
+    found = then.lookup(directory, name)
+    if found is None:
+        then.directory(directory)
+    return FileAnswer(at, found)
+
+
+def entries(connection: Connection, bucket: int, directory: FileId, after: bytes, limit: int, at: int) -> Listing:
+    """A page of a directory. Raises ``NoFile``."""
+    then = AsOf(connection, bucket, at)
+    itself = then.directory(directory)
+    page, more = then.entries(directory, after, limit)
+    return Listing(at, itself, page, more)
+
+
+def tree(
+    connection: Connection, bucket: int, directory: FileId, after: bytes, limit: int, at: int | None
+) -> TreeListing:
+    """A page of all below a directory, now if ``at`` is None. Raises ``NoFile``."""
+    at = newest_seq(connection, bucket) if at is None else at
+    then = AsOf(connection, bucket, at)
+    itself = then.directory(directory)
+    page = list(islice(then.walk(directory, after), limit + 1))
+    return TreeListing(at, itself, page[:limit], more=len(page) > limit)
+
+
+def moment(connection: Connection, bucket: int, time_ns: int) -> Moment:
+    """The newest commit not after a time."""
+    newest_seq(connection, bucket)
+    found = connection.execute(_MOMENT, {"bucket": bucket, "time_ns": time_ns}).one_or_none()
+    return Moment(*found) if found else Moment(0, 0)

@@ -1,0 +1,250 @@
+"""Versions, by place and by id, and who had a place. Each function runs inside one snapshot."""
+
+from __future__ import annotations
+
+import stat
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, literal_column, select
+
+from nodeserver.metadata import tables
+from nodeserver.metadata.errors import NoFile
+from nodeserver.metadata.lineage import Relative, Stay, heirs_of, reach, relatives, stays
+from nodeserver.metadata.past import PAST, row_then, then
+from nodeserver.metadata.privacy import Access, restrict
+from nodeserver.metadata.reads import SHORT_MANIFEST, manifest_of, newest_seq
+from nodeserver.metadata.rows import Rows, slices
+from nodeserver.metadata.tables import LIVE
+from nodeserver.metadata.tree import Place
+from nodeserver.protocol.wire import (
+    FileId,
+    Occupant,
+    Occupants,
+    PastName,
+    PastNames,
+    Version,
+    VersionAnswer,
+    VersionId,
+    Versions,
+)
+
+_file, _entry, _version = tables.file.c, tables.entry.c, tables.version.c
+
+SCAN = 1000
+"""Names looked at in one go for those that have content."""
+
+_MARKS: Select[Any] = select(_version.file, _version.seq, _version.number, _version.id, _version.committed_ns).where(
+    _version.bucket == bindparam("bucket"), _version.file.in_(bindparam("files", expanding=True))
+)
+
+
+_FIELDS = [
+    column.name for column in tables.version.c if column.name in Version.__struct_fields__ and column.name != "manifest"
+]
+
+
+def _full(manifest: ColumnElement[Any]) -> Select[Any]:
+    """Versions, and who could read their files at the time."""
+    mine = and_(_file.bucket == _version.bucket, _file.id == _version.file)
+    return (
+        select(
+            *(_version[name] for name in _FIELDS),
+            manifest,
+            *(then(name).label(f"file_{name}") for name in Access._fields),
+        )
+        .select_from(tables.version.join(tables.file, mine).outerjoin(PAST, row_then(_version.seq)))
+        .where(_version.bucket == bindparam("bucket"), _version.id.in_(bindparam("ids", expanding=True)))
+    )
+
+
+_WHOLE, _SHORT = _full(_version.manifest), _full(SHORT_MANIFEST)
+_NAMES = [
+    select(_entry.name)
+    .where(_entry.bucket == bindparam("bucket"), _entry.parent == bindparam("parent"), ended)
+    .where(_entry.name > bindparam("after"))
+    .distinct()
+    .order_by(_entry.name)
+    .limit(bindparam("limit"))
+    for ended in (_entry.until_seq == literal_column(str(LIVE)), _entry.until_seq < literal_column(str(LIVE)))
+]
+_SPANS = [
+    select(_entry.name, _entry.file, _entry.since_seq, _entry.until_seq).where(
+        _entry.bucket == bindparam("bucket"),
+        _entry.parent == bindparam("parent"),
+        _entry.name > bindparam("after"),
+        _entry.name <= bindparam("last"),
+        ended,
+    )
+    for ended in (_entry.until_seq == literal_column(str(LIVE)), _entry.until_seq < literal_column(str(LIVE)))
+]
+_TIMES = select(tables.commit.c.seq, tables.commit.c.time_ns).where(
+    tables.commit.c.bucket == bindparam("bucket"), tables.commit.c.seq.in_(bindparam("seqs", expanding=True))
+)
+_HOLDS = select(tables.hold.c.file).where(tables.hold.c.bucket == bindparam("bucket"))
+_KIND = select(_file.mode).where(_file.bucket == bindparam("bucket"), _file.id == bindparam("id"))
+
+
+def versions(
+    connection: Connection, bucket: int, directory: FileId, name: bytes, after: VersionId, limit: int
+) -> Versions:
+    """A page of the history of a name, oldest first. Raises ``NoFile`` for no directory, or an ``after`` not in it."""
+    seq = _check_directory(connection, bucket, directory)
+    spans = stays(connection, bucket, (directory, name))
+    known = relatives(connection, bucket, [stay.file for stay in reversed(spans)])
+    marks = _history(reach(spans, known), _marks(connection, bucket, known))
+    ids = [mark.id for mark in marks]
+    if after and after not in ids:
+        raise NoFile(f"there is no version {after.hex()} of that name")
+    start = ids.index(after) + 1 if after else 0
+    page = _loaded(connection, bucket, _SHORT, ids[start : start + limit])
+    head = known[spans[-1].file].version if spans and spans[-1].until_seq == LIVE else b""
+    return Versions(seq, _shown(connection, bucket, page, known, (directory, name), {head}), len(ids) > start + limit)
+
+
+def version(connection: Connection, bucket: int, id_: VersionId) -> VersionAnswer:
+    """A version with its whole manifest. Raises ``NoFile``."""
+    newest_seq(connection, bucket)
+    page = _loaded(connection, bucket, _WHOLE, [id_])
+    if not page:
+        raise NoFile(f"there is no version {id_.hex()}")
+    known = relatives(connection, bucket, [page[0].file])
+    mine = known[page[0].file]
+    return VersionAnswer(_shown(connection, bucket, page, known, None, {mine.version} if mine.nlink else set())[0])
+
+
+def names(connection: Connection, bucket: int, directory: FileId, after: bytes, limit: int) -> PastNames:
+    """A page of the names that have or had content in a directory. Raises ``NoFile``."""
+    seq = _check_directory(connection, bucket, directory)
+    found: list[PastName] = []
+    more = True
+    while more and len(found) <= limit:
+        values = {"bucket": bucket, "parent": directory, "after": after}
+        candidates = sorted({name for half in _NAMES for name in connection.scalars(half, values | {"limit": SCAN})})
+        more, candidates = len(candidates) >= SCAN, candidates[:SCAN]
+        if candidates:
+            found += _past_names(connection, bucket, directory, after, candidates[-1])
+            after = candidates[-1]
+    return PastNames(seq, found[:limit], more=len(found) > limit)
+
+
+def occupants(connection: Connection, bucket: int, directory: FileId, name: bytes) -> Occupants:
+    """Who had a name, oldest first. Raises ``NoFile``."""
+    seq = _check_directory(connection, bucket, directory)
+    spans = stays(connection, bucket, (directory, name))
+    known = relatives(connection, bucket, [stay.file for stay in reversed(spans)])
+    times = {LIVE: 0}
+    seqs = sorted({seq for stay in spans for seq in (stay.since_seq, stay.until_seq)})
+    for some in slices(seqs):
+        times |= {row.seq: row.time_ns for row in connection.execute(_TIMES, {"bucket": bucket, "seqs": some})}
+    return Occupants(
+        seq,
+        [
+            Occupant(
+                stay.file,
+                known[stay.file].access.mode,
+                stay.since_seq,
+                times.get(stay.since_seq, 0),
+                stay.until_seq % LIVE,
+                times.get(stay.until_seq, 0),
+            )
+            for stay in spans
+            if stay.file in known
+        ],
+    )
+
+
+def _check_directory(connection: Connection, bucket: int, id_: FileId) -> int:
+    """The newest commit. Raises ``NoFile`` when there never was such a directory."""
+    seq = newest_seq(connection, bucket)
+    mode = connection.scalar(_KIND, {"bucket": bucket, "id": id_})
+    if mode is None or not stat.S_ISDIR(mode):
+        raise NoFile(f"there is no directory {id_.hex()}")
+    return seq
+
+
+def _marks(connection: Connection, bucket: int, files: Iterable[FileId]) -> dict[FileId, list[Row[Any]]]:
+    """The versions of files, without what they hold."""
+    marks: dict[FileId, list[Row[Any]]] = defaultdict(list)
+    for some in slices(files):
+        for row in connection.execute(_MARKS, {"bucket": bucket, "files": some}):
+            marks[row.file].append(row)
+    return marks
+
+
+def _history(bounds: Mapping[FileId, int], marks: Mapping[FileId, list[Row[Any]]]) -> list[Row[Any]]:
+    """The versions that a history is made of, oldest first."""
+    found = [mark for file, bound in bounds.items() for mark in marks.get(file, ()) if mark.seq <= bound]
+    return sorted(found, key=lambda mark: (mark.seq, mark.number, mark.id))
+
+
+def _past_names(connection: Connection, bucket: int, directory: FileId, after: bytes, last: bytes) -> list[PastName]:
+    """The names with content after one and up to another."""
+    spans = defaultdict(list)
+    values = {"bucket": bucket, "parent": directory, "after": after, "last": last}
+    for half in _SPANS:
+        for name, file, since, until in connection.execute(half, values):
+            spans[name].append(Stay(file, since, until))
+    known = relatives(connection, bucket, [stay.file for stays in spans.values() for stay in stays])
+    marks = _marks(connection, bucket, known)
+    found = []
+    for name in sorted(spans):
+        if history := _history(reach(spans[name], known), marks):
+            live = any(stay.until_seq == LIVE and known[stay.file].is_regular for stay in spans[name])
+            found.append(PastName(name, len(history), live, history[-1].committed_ns))
+    return found
+
+
+def _loaded(connection: Connection, bucket: int, statement: Select[Any], ids: Sequence[VersionId]) -> list[Row[Any]]:
+    """Versions in the order of ``ids``."""
+    found = {
+        row.id: row for some in slices(ids) for row in connection.execute(statement, {"bucket": bucket, "ids": some})
+    }
+    return [found[id_] for id_ in ids if id_ in found]
+
+
+def _shown(
+    connection: Connection,
+    bucket: int,
+    rows: Sequence[Row[Any]],
+    known: Mapping[FileId, Relative],
+    place: Place | None,
+    heads: set[VersionId],
+) -> list[Version]:
+    gone = {row.file: (row.file, row.file_mode, place) for row in rows if not known[row.file].nlink}
+    heirs = heirs_of(connection, bucket, list(gone.values()))
+    held = _held(connection, bucket, {row.file for row in rows}, place)
+    found = []
+    for row in rows:
+        access = Access(row.file_mode, row.file_uid, row.file_gid)
+        for now in (known[row.file].access, *heirs.get(row.file, ())):
+            access = restrict(access, now)
+        found.append(
+            Version(
+                **{name: getattr(row, name) for name in _FIELDS},
+                **access._asdict(),
+                current=row.id in heads,
+                held=row.file in held,
+                manifest=manifest_of(row.manifest) if row.manifest else None,
+            )
+        )
+    return found
+
+
+def _held(connection: Connection, bucket: int, files: set[FileId], place: Place | None) -> set[FileId]:
+    """Those of ``files`` that are held, or that a directory above is."""
+    holds = set(connection.scalars(_HOLDS, {"bucket": bucket}))
+    if not holds:
+        return set()
+    rows = Rows(connection, bucket)
+    held: set[FileId] = set()
+    for file in files:
+        above: list[FileId] = [file, *([place[0]] if place else [])]
+        while above and not held.issuperset({file}):
+            id_ = above.pop()
+            if id_ in holds:
+                held.add(file)
+            last = rows.last_place(id_)
+            above += [parent for parent, _ in rows.places(id_) or ([last] if last else [])]
+    return held
