@@ -67,7 +67,8 @@ class Ledger:
             elif step["op"] == "patch" and before is None:
                 allowed.append(b"")
             self.maybe[path] = allowed
-            self.durable.setdefault(path, [None, before]).append(content)
+            if path in self.durable:
+                self.durable[path].append(content)
         if step["op"] == "move":
             self.moving = step["path"], step["to"]
         if step["op"] == "save":
