@@ -12,11 +12,18 @@ from mountfs.errors import MountError
 
 VERBS = {
     "bucket": "Create, list and delete buckets.",
+    "diff": "Compare versions of a file, or a directory with what it was.",
     "doctor": "Check what mountfs needs, and say how to mend it.",
+    "hold": "Keep all history of a file or directory.",
+    "log": "Show what happened to a file or below a directory.",
     "mount": "Mount the buckets of a node server.",
+    "purge": "Destroy history of a file for good.",
+    "restore": "Make a file or directory what it was.",
+    "retention": "Show or set which versions are kept.",
     "status": "Show how mounts are doing.",
     "sync": "Wait until everything is on the nodes.",
     "umount": "Send what is pending, then unmount.",
+    "undo": "Take the last change of a file back.",
     "up": "Serve and mount a private folder.",
 }
 

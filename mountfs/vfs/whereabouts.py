@@ -33,7 +33,7 @@ class Location(NamedTuple):
 
 def commands(fs: FileSystem) -> dict[str, Handler]:
     """The control commands of this module."""
-    return {"locate": partial(_locate, fs), "catch-up": partial(_catch_up, fs)}
+    return {"locate": partial(_locate, fs), "catch-up": partial(_catch_up, fs), "paths": partial(_paths, fs)}
 
 
 async def locate(fs: FileSystem, names: Sequence[bytes]) -> Location | None:
@@ -87,3 +87,9 @@ async def _locate(fs: FileSystem, params: Params) -> Params:
 
 async def _catch_up(fs: FileSystem, params: Params) -> Params:
     return {"shown": await caught_up(fs, params["bucket"], params["seq"], float(params["deadline"]))}
+
+
+async def _paths(fs: FileSystem, params: Params) -> Params:
+    inodes = fs.engine.context.inodes
+    known = {file: inodes.get(inodes.ino(bytes.fromhex(file))) for file in params["files"]}
+    return {"paths": {file: inodes.path(inode.ino) for file, inode in known.items() if inode and inode.nlink}}

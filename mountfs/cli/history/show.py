@@ -1,0 +1,43 @@
+"""How history looks: times, names, JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from mountfs import moments
+from mountfs.errors import MountError
+
+
+def local_time(time_ns: int) -> str:
+    """A time in the zone of the user, for people."""
+    return datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def utc_time(time_ns: int) -> str:
+    """A time for programs: UTC, with milliseconds."""
+    moment = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).replace(microsecond=time_ns // 1000 % 1_000_000)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def printable(path: bytes) -> str:
+    """A path for people; whatever a terminal might take for more than text is escaped."""
+    text = path.decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_json(value: Any) -> None:
+    """``value`` on standard output. Bytes that are no UTF-8 become lone surrogates, as Python has them in paths."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def parse_time(text: str) -> int:
+    """Nanoseconds since the epoch of a time on the command line. Raises ``MountError``."""
+    try:
+        return moments.parse(text, time.time_ns())
+    except ValueError as error:
+        raise MountError(str(error)) from None
