@@ -31,6 +31,10 @@ class MountOptions:
     """Let the kernel collect small writes."""
     close: Literal["local", "cluster"] = "local"
     """What close(2) waits for: the journal on this machine, or the nodes as fsync(2) does."""
+    versions: Literal["hidden", "root", "off"] = "hidden"
+    """Where the past can be looked up: in every directory, in the root of a bucket, or nowhere."""
+    versions_name: str = ".versions"
+    """What it is called there. No listing shows it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from mountfs.errors import MountError
+from nodeserver.protocol.names import valid_name
 
 IGNORED = {
     "_netdev", "async", "atime", "auto", "defaults", "diratime", "group", "lazytime", "noatime", "noauto",
@@ -60,6 +62,12 @@ def _one_of(*values: str) -> Callable[[str], str]:
     return check
 
 
+def _file_name(text: str) -> str:
+    if not valid_name(os.fsencode(text)):
+        raise ValueError(f"{text!r} cannot be the name of a file")
+    return text
+
+
 def _seconds(text: str) -> float:
     if not (seconds := float(text)) > 0:
         raise ValueError("must be more than 0")
@@ -85,6 +93,8 @@ VALUES: dict[str, Callable[[str], Any]] = {
     "gid": int,
     "umask": lambda text: int(text, 8),
     "close": _one_of("local", "cluster"),
+    "versions": _one_of("hidden", "root", "off"),
+    "versions_name": _file_name,
     "token_file": str,
     "state": str,
     "cache_size": parse_size,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Sequence
 
@@ -28,6 +27,7 @@ from mountfs.local.inodes import Inode
 from mountfs.vfs.attributes import Changes
 from mountfs.vfs.caller import Caller
 from mountfs.vfs.filesystem import BLOCK, FileSystem
+from mountfs.vfs.history.nodes import VIRTUAL
 from nodeserver.protocol.ids import ROOT_INO
 
 FOREVER = 86_400.0
@@ -45,12 +45,13 @@ class Adapter(pyfuse3.Operations):
         super().__init__()
         self._fs = fs
         self._options = fs.options
+        self._past = fs.history
         self.enable_writeback_cache = fs.options.writeback
 
     def failed(self, message: str) -> None:
         self._fs.engine.context.report(0, message)
 
-    def _attributes(self, inode: Inode) -> EntryAttributes:
+    def _attributes(self, inode: Inode, name_timeout: float = FOREVER, timeout: float = FOREVER) -> EntryAttributes:
         options = self._options
         entry = EntryAttributes()
         entry.st_ino = InodeT(inode.ino)
@@ -66,14 +67,25 @@ class Adapter(pyfuse3.Operations):
         entry.st_atime_ns = inode.atime
         entry.st_mtime_ns = inode.mtime
         entry.st_ctime_ns = inode.ctime
-        entry.entry_timeout = FOREVER
-        entry.attr_timeout = FOREVER
+        entry.entry_timeout = name_timeout
+        entry.attr_timeout = timeout
         return entry
+
+    def _changes(self, directory: int, name: bytes, code: int = errno.EROFS) -> None:
+        """A name is about to begin or end. Raises FUSEError: EROFS in the past, ``code`` for the name of the past."""
+        if directory >= VIRTUAL:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        if name == self._past.name and self._past.reserves(directory, name):
+            raise pyfuse3.FUSEError(code)
 
     # Names
 
     @guard
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        if parent_inode >= VIRTUAL or name == self._past.name:
+            shown = await self._past.lookup(parent_inode, name)
+            if shown is not None:
+                return self._attributes(*shown)
         try:
             return self._attributes(await self._fs.lookup(parent_inode, name))
         except OSError as error:
@@ -86,23 +98,33 @@ class Adapter(pyfuse3.Operations):
 
     @guard
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        self._fs.tree.forget({ino for ino, _ in inode_list})
+        live = set()
+        for ino, lookups in inode_list:
+            if ino < VIRTUAL:
+                live.add(ino)
+            else:
+                self._past.nodes.forget(ino, lookups)
+        if live:
+            self._fs.tree.forget(live)
 
     @guard
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
+        self._changes(parent_inode, name, errno.EEXIST)
         inode = await self._fs.tree.create(parent_inode, name, mode, Caller(ctx.uid, ctx.gid), rdev=rdev)
         return self._attributes(inode)
 
     @guard
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
+        self._changes(parent_inode, name, errno.EEXIST)
         return self._attributes(await self._fs.mkdir(parent_inode, name, mode, Caller(ctx.uid, ctx.gid)))
 
     @guard
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
+        self._changes(parent_inode, name, errno.EEXIST)
         mode = stat.S_IFLNK | 0o777
         inode = await self._fs.tree.create(parent_inode, name, mode, Caller(ctx.uid, ctx.gid), target=target)
         return self._attributes(inode)
@@ -111,14 +133,18 @@ class Adapter(pyfuse3.Operations):
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
+        self._changes(max(inode, new_parent_inode), b"")
+        self._changes(new_parent_inode, new_name, errno.EEXIST)
         return self._attributes(await self._fs.tree.link(inode, new_parent_inode, new_name))
 
     @guard
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._changes(parent_inode, name)
         await self._fs.tree.unlink(parent_inode, name)
 
     @guard
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._changes(parent_inode, name)
         await self._fs.rmdir(parent_inode, name)
 
     @guard
@@ -131,16 +157,22 @@ class Adapter(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
+        self._changes(parent_inode_old, name_old)
+        self._changes(parent_inode_new, name_new, errno.EEXIST)
         await self._fs.tree.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     @guard
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        if inode >= VIRTUAL:
+            return FileNameT(await self._past.readlink(inode))
         return FileNameT(await self._fs.readlink(inode))
 
     # Attributes
 
     @guard
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        if inode >= VIRTUAL:
+            return self._attributes(*await self._past.attributes(inode))
         return self._attributes(await self._fs.tree.inode(inode))
 
     @guard
@@ -152,6 +184,7 @@ class Adapter(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
+        self._changes(inode, b"")
         changes = Changes(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -169,24 +202,29 @@ class Adapter(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ENOSYS)
         if name == CAPABILITY:
             raise pyfuse3.FUSEError(errno.ENODATA)
+        if inode >= VIRTUAL:
+            return await self._past.xattr(inode, name)
         return await self._fs.attributes.get_xattr(inode, name)
 
     @guard
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
         if not self._options.xattr:
             raise pyfuse3.FUSEError(errno.ENOSYS)
-        return [XAttrNameT(name) for name in await self._fs.attributes.list_xattrs(inode)]
+        source = self._past.xattr_names if inode >= VIRTUAL else self._fs.attributes.list_xattrs
+        return [XAttrNameT(name) for name in await source(inode)]
 
     @guard
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
         if not self._options.xattr:
             raise pyfuse3.FUSEError(errno.ENOSYS)
+        self._changes(inode, b"")
         await self._fs.attributes.set_xattr(inode, name, value)
 
     @guard
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         if not self._options.xattr:
             raise pyfuse3.FUSEError(errno.ENOSYS)
+        self._changes(inode, b"")
         await self._fs.attributes.remove_xattr(inode, name)
 
     @guard
@@ -207,11 +245,14 @@ class Adapter(pyfuse3.Operations):
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        self._changes(parent_inode, name, errno.EEXIST)
         handle, inode = await self._fs.create(parent_inode, name, mode, flags, Caller(ctx.uid, ctx.gid))
         return self._opened(handle), self._attributes(inode)
 
     @guard
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        if inode >= VIRTUAL:
+            return self._opened(await self._past.open(inode, flags))
         return self._opened(await self._fs.files.open(inode, flags))
 
     def _opened(self, handle: int) -> FileInfo:
@@ -219,6 +260,8 @@ class Adapter(pyfuse3.Operations):
 
     @guard
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        if fh >= VIRTUAL:
+            return await self._past.read(fh, off, size)
         return await self._fs.files.read(fh, off, size)
 
     @guard
@@ -230,46 +273,55 @@ class Adapter(pyfuse3.Operations):
         if self._options.close == "local":
             # Every write was in a file of ours when it was answered. The kernel never asks again.
             raise pyfuse3.FUSEError(errno.ENOSYS)
-        await self._fs.files.flush(fh)
+        if fh < VIRTUAL:
+            await self._fs.files.flush(fh)
 
     @guard
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        await self._fs.files.sync(fh)
+        if fh < VIRTUAL:
+            await self._fs.files.sync(fh)
 
     @guard
     async def release(self, fh: FileHandleT) -> None:
-        await self._fs.release(fh)
+        if fh >= VIRTUAL:
+            self._past.release(fh)
+        else:
+            await self._fs.release(fh)
 
     # Directories
 
     @guard
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        if inode >= VIRTUAL:
+            return FileHandleT(self._past.open_directory(inode))
         return FileHandleT(await self._fs.directories.open(inode))
 
     @guard
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        if fh >= VIRTUAL:
+            await self._read_past(fh, start_id, token)
+            return
+        hidden = self._past.name
         for name, inode, after in await self._fs.directories.read(fh, start_id):
+            if name == hidden and self._past.reserves(self._fs.directories.ino(fh), name):
+                continue
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode), after):
                 break
 
+    async def _read_past(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        for name, node, shown, after in await self._past.entries(fh, start_id):
+            if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(*shown), after):
+                break
+            self._past.nodes.told(node)
+
     @guard
     async def releasedir(self, fh: FileHandleT) -> None:
-        self._fs.directories.close(fh)
+        if fh >= VIRTUAL:
+            self._past.close_directory(fh)
+        else:
+            self._fs.directories.close(fh)
 
     @guard
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        await self._fs.sync_directory(fh)
-
-
-def mount_options(fs: FileSystem, source: str) -> set[str]:
-    """What libfuse is told at mount."""
-    options = {f"fsname={source}", "subtype=mountfs", "default_permissions"}
-    if fs.options.allow_other:
-        options.add("allow_other")
-    if fs.options.noexec:
-        options.add("noexec")
-    if fs.options.ro:
-        options.add("ro")
-    if os.geteuid() == 0:
-        options |= {"nodev" if fs.options.nodev else "dev", "nosuid" if fs.options.nosuid else "suid"}
-    return options
+        if fh < VIRTUAL:
+            await self._fs.sync_directory(fh)

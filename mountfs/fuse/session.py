@@ -12,7 +12,7 @@ import pyfuse3
 
 from mountfs.errors import MountError
 from mountfs.fuse import polling
-from mountfs.fuse.adapter import Adapter, mount_options
+from mountfs.fuse.adapter import Adapter
 from mountfs.fuse.invalidation import Invalidation
 from mountfs.vfs.filesystem import FileSystem
 
@@ -32,7 +32,7 @@ def mounted(fs: FileSystem, mountpoint: Path, source: str) -> Iterator[None]:
     """
     adapter = Adapter(fs)
     try:
-        pyfuse3.init(adapter, str(mountpoint), mount_options(fs, source))
+        pyfuse3.init(adapter, str(mountpoint), _mount_options(fs, source))
     except RuntimeError as error:
         raise MountError(f"cannot mount on {mountpoint}: {_reason(error)}") from error
     polling.install()
@@ -45,6 +45,20 @@ def mounted(fs: FileSystem, mountpoint: Path, source: str) -> Iterator[None]:
     finally:
         kernel.close()
         pyfuse3.close(unmount=unmount)
+
+
+def _mount_options(fs: FileSystem, source: str) -> set[str]:
+    """What libfuse is told at mount."""
+    options = {f"fsname={source}", "subtype=mountfs", "default_permissions"}
+    if fs.options.allow_other:
+        options.add("allow_other")
+    if fs.options.noexec:
+        options.add("noexec")
+    if fs.options.ro:
+        options.add("ro")
+    if os.geteuid() == 0:
+        options |= {"nodev" if fs.options.nodev else "dev", "nosuid" if fs.options.nosuid else "suid"}
+    return options
 
 
 def _reason(error: RuntimeError) -> str:

@@ -129,19 +129,19 @@ class Remote:
         file = answer.file
         if file is None:
             raise OSError(errno.ESTALE, "the file is gone")
-        slices = await self._all_slices(bucket, file) if stat.S_ISREG(file.mode) else []
+        slices = await self.slices(bucket, file.manifest) if stat.S_ISREG(file.mode) else []
         with context.db.transaction():
             self._take(bucket, [file], inode.parent)
             if not context.pending(inode.ino):
                 context.inodes.update(inode.ino, content=pack_slices(slices), holes=holes_in(slices))
 
-    async def _all_slices(self, bucket: BucketState, file: wire.File) -> list[wire.Slice]:
-        """A file's slices, fetched from chunks when the manifest is stored there."""
-        if file.manifest is None:
+    async def slices(self, bucket: BucketState, manifest: wire.Manifest | None) -> list[wire.Slice]:
+        """A content's slices, fetched from chunks when the manifest is stored there. Raises OSError."""
+        if manifest is None:
             return []
-        if not file.manifest.indirect:
-            return file.manifest.slices
-        parts = [await self._downloads.chunk(bucket, piece.chunk) for piece in file.manifest.slices]
+        if not manifest.indirect:
+            return manifest.slices
+        parts = [await self._downloads.chunk(bucket, piece.chunk) for piece in manifest.slices]
         return unpack_slices(b"".join(parts))
 
     # Directories

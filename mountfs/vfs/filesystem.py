@@ -19,6 +19,7 @@ from mountfs.vfs.attributes import Attributes
 from mountfs.vfs.caller import Caller
 from mountfs.vfs.directories import Directories
 from mountfs.vfs.files import Files
+from mountfs.vfs.history.view import View
 from mountfs.vfs.tree import Tree, failure
 from nodeserver.protocol.ids import ROOT_INO
 from nodeserver.protocol.names import NAME_MAX, valid_bucket
@@ -49,6 +50,7 @@ class FileSystem:
         self.files = Files(engine, self.tree)
         self.directories = Directories(engine, self.tree)
         self.attributes = Attributes(engine, self.tree, self.files)
+        self.history = View(engine, options, self.tree)
         self._context = engine.context
 
     async def run(self) -> None:

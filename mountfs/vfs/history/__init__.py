@@ -1,0 +1,1 @@
+"""What ``.versions`` shows: the past of a bucket as directories and files that nobody can change."""
