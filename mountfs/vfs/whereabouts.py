@@ -15,6 +15,7 @@ import trio
 from mountfs.control import Handler, Params
 from mountfs.errors import MountError
 from mountfs.vfs.filesystem import FileSystem
+from mountfs.vfs.history.names import real
 from nodeserver.protocol.ids import ROOT_INO
 
 
@@ -68,15 +69,39 @@ async def caught_up(fs: FileSystem, bucket: str, seq: int, deadline: float) -> b
     return not scope.cancelled_caught
 
 
+def without_versions(names: Sequence[bytes], versions: bytes) -> tuple[list[bytes], bytes, bytes]:
+    """A path through the directory called ``versions`` as a plain one, and the time or the version that it names.
+
+    ``a/.versions/@-1h/b`` is ``a/b`` at ``@-1h``, ``a/.versions/b/NAME`` the version ``NAME`` of ``a/b``. Raises
+    ``MountError``.
+    """
+    if versions not in names[:-1]:
+        return list(names), b"", b""
+    at = names.index(versions)
+    before, first, rest = names[:at], names[at + 1], names[at + 2 :]
+    name = real(first)
+    if name is None:
+        return [*before, *rest], first, b""
+    if len(rest) > 1:
+        raise MountError(f"{os.fsdecode(b'/'.join(names))}: not a version")
+    return [*before, name], b"", b"".join(rest)
+
+
 async def _locate(fs: FileSystem, params: Params) -> Params:
+    """``path`` is below the mount point, and may lead through a directory of versions."""
     path = params["path"]
+    given = [name for name in os.fsencode(path).split(b"/") if name not in (b"", b".")]
+    names, moment, version = without_versions(given, os.fsencode(fs.options.versions_name))
     try:
-        found = await locate(fs, [name for name in os.fsencode(path).split(b"/") if name not in (b"", b".")])
+        found = await locate(fs, names)
     except OSError as error:
         raise MountError(f"{path}: {error.strerror}") from None
     if found is None:
         raise MountError(f"{path}: not in a bucket")
     return {
+        "names": [os.fsdecode(name) for name in (names if fs.engine.context.config.bucket else names[1:])],
+        "moment": os.fsdecode(moment),
+        "version": os.fsdecode(version),
         "bucket": found.bucket,
         "directories": [directory.hex() for directory in found.directories],
         "left": [os.fsdecode(name) for name in found.left],

@@ -10,10 +10,8 @@ import click
 
 from mountfs import control, mounts
 from mountfs.cli import live
-from mountfs.errors import MountError, NotMounted, Pending
+from mountfs.errors import NotMounted, Pending
 
-VERSIONS = ".versions"
-"""The directory of versions, unless a mount gives it another name."""
 CATCH_UP = 15.0
 """Seconds a mount may take to show what was just committed."""
 
@@ -25,8 +23,8 @@ class Target:
     record: mounts.Record
     shown: str
     """As it was given."""
-    relative: str
-    """Below the mount point."""
+    names: tuple[bytes, ...]
+    """The path below the root of the bucket."""
     bucket: str
     directories: tuple[bytes, ...]
     """File ids from the root of the bucket on, down to the innermost directory of the path that exists."""
@@ -35,60 +33,35 @@ class Target:
     file: bytes
     """File id of what the path names; empty when there is nothing."""
     mode: int
-    moment: str = ""
+    moment: str
     """The time that a path through ``.versions/@…`` names."""
-    version: str = ""
+    version: str
     """The version that a path through ``.versions/NAME/…`` names."""
-
-    @property
-    def names(self) -> tuple[bytes, ...]:
-        """The whole path below the root of the bucket."""
-        parts = [part for part in os.fsencode(self.relative).split(b"/") if part not in (b"", b".")]
-        return tuple(parts) if self.record.bucket else tuple(parts[1:])
 
 
 def target(path: str | os.PathLike[str]) -> Target:
     """Where a path leads, one through a directory of versions too. Raises ``MountError``."""
     shown = os.fspath(path)
-    plain, moment, version = split_versions(os.path.expanduser(shown))
-    point = Path(os.path.abspath(plain))
+    point = Path(os.path.abspath(os.path.expanduser(shown)))
     if point.parent != point:
         # Not the last component: of a symbolic link the link itself is meant.
         point = Path(os.path.realpath(point.parent), point.name)
     mounted = mounts.containing(point)
     record = live.record_at(mounted.point if mounted else point)
-    relative = os.path.relpath(point, record.mountpoint)
-    found = control.call(record.control, "locate", {"path": relative}, timeout=live.GRACE)
+    params = {"path": os.path.relpath(point, record.mountpoint)}
+    found = control.call(record.control, "locate", params, timeout=live.GRACE)
     return Target(
         record,
         shown,
-        relative,
+        tuple(map(os.fsencode, found["names"])),
         found["bucket"],
         tuple(map(bytes.fromhex, found["directories"])),
         tuple(map(os.fsencode, found["left"])),
         bytes.fromhex(found["file"]),
         found["mode"],
-        moment,
-        version,
+        found["moment"],
+        found["version"],
     )
-
-
-def split_versions(path: str, versions: str = VERSIONS) -> tuple[str, str, str]:
-    """A path through a directory of versions as a plain one, and the time or the version that it names.
-
-    ``a/.versions/@-1h/b`` is ``a/b`` at ``@-1h``, ``a/.versions/b/NAME`` the version ``NAME`` of ``a/b``.
-    """
-    parts = path.split("/")
-    if versions not in parts[:-1]:
-        return path, "", ""
-    at = parts.index(versions)
-    before, first, rest = parts[:at], parts[at + 1], parts[at + 2 :]
-    if first.startswith("@") and not first.startswith("@@"):
-        return "/".join([*before, *rest]) or ("/" if path.startswith("/") else "."), first, ""
-    name = first.removeprefix("@") if first.startswith("@@") else first
-    if len(rest) > 1:
-        raise MountError(f"{path}: not a version")
-    return "/".join([*before, name]), "", rest[0] if rest else ""
 
 
 def send_pending(place: Target) -> None:
