@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Sequence
+from functools import partial
 
 import pyfuse3
 from pyfuse3 import (
@@ -22,16 +23,14 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
+from mountfs.fuse.answers import FOREVER, entry_of, statvfs_of
 from mountfs.fuse.guard import guard
-from mountfs.local.inodes import Inode
 from mountfs.vfs.attributes import Changes
 from mountfs.vfs.caller import Caller
-from mountfs.vfs.filesystem import BLOCK, FileSystem
+from mountfs.vfs.filesystem import FileSystem
 from mountfs.vfs.history.nodes import VIRTUAL
 from nodeserver.protocol.ids import ROOT_INO
 
-FOREVER = 86_400.0
-"""Seconds the kernel may trust names and attributes: what changes elsewhere is invalidated."""
 CAPABILITY = b"security.capability"
 """The kernel asks for it at every write; there never is one."""
 
@@ -46,30 +45,11 @@ class Adapter(pyfuse3.Operations):
         self._fs = fs
         self._options = fs.options
         self._past = fs.history
+        self._attributes = partial(entry_of, fs.options)
         self.enable_writeback_cache = fs.options.writeback
 
     def failed(self, message: str) -> None:
         self._fs.engine.context.report(0, message)
-
-    def _attributes(self, inode: Inode, name_timeout: float = FOREVER, timeout: float = FOREVER) -> EntryAttributes:
-        options = self._options
-        entry = EntryAttributes()
-        entry.st_ino = InodeT(inode.ino)
-        mode = inode.mode if options.umask is None else inode.mode & ~options.umask
-        entry.st_mode = ModeT(mode)
-        entry.st_nlink = inode.nlink
-        entry.st_uid = inode.uid if options.uid is None else options.uid
-        entry.st_gid = inode.gid if options.gid is None else options.gid
-        entry.st_rdev = inode.rdev
-        entry.st_size = inode.size
-        entry.st_blksize = BLOCK
-        entry.st_blocks = (inode.size - inode.holes + 511) >> 9
-        entry.st_atime_ns = inode.atime
-        entry.st_mtime_ns = inode.mtime
-        entry.st_ctime_ns = inode.ctime
-        entry.entry_timeout = name_timeout
-        entry.attr_timeout = timeout
-        return entry
 
     def _changes(self, directory: int, name: bytes, code: int = errno.EROFS) -> None:
         """A name is about to begin or end. Raises FUSEError: EROFS in the past, ``code`` for the name of the past."""
@@ -229,15 +209,7 @@ class Adapter(pyfuse3.Operations):
 
     @guard
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        space = self._fs.space()
-        data = StatvfsData()
-        data.f_bsize = data.f_frsize = BLOCK
-        data.f_blocks = space.total // BLOCK
-        data.f_bfree = data.f_bavail = space.free // BLOCK
-        data.f_files = space.files + space.free // BLOCK
-        data.f_ffree = data.f_favail = space.free // BLOCK
-        data.f_namemax = space.name_max
-        return data
+        return statvfs_of(self._fs.space())
 
     # Files
 

@@ -17,6 +17,8 @@ XATTR_NAME_MAX = 255
 XATTR_SIZE_MAX = 65_536
 XATTR_LIST_MAX = 65_536
 """As Linux has them."""
+XATTR_OF_VERSIONS = b"user.mountfs."
+"""Versions have them, and a copy of a version shall not take them along."""
 XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 
 PERMISSIONS = 0o7777
@@ -107,8 +109,10 @@ class Attributes:
         return list((await self._tree.inode(ino)).xattr_map())
 
     async def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
-        """Set a value. Raises OSError: EOPNOTSUPP for namespaces of the system, ERANGE, E2BIG, ENOSPC."""
+        """Set a value. Raises OSError: EOPNOTSUPP for namespaces of the system and ours, ERANGE, E2BIG, ENOSPC."""
         _check_xattr_name(name)
+        if name.startswith(XATTR_OF_VERSIONS):
+            raise failure(errno.EOPNOTSUPP)
         if len(value) > XATTR_SIZE_MAX:
             raise failure(errno.E2BIG)
         inode = await self._tree.inode(ino)

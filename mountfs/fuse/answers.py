@@ -1,0 +1,47 @@
+"""Answers of the file system in the words of FUSE."""
+
+from __future__ import annotations
+
+from pyfuse3 import EntryAttributes, InodeT, ModeT, StatvfsData
+
+from mountfs.config import MountOptions
+from mountfs.local.inodes import Inode
+from mountfs.vfs.filesystem import BLOCK, Space
+
+FOREVER = 86_400.0
+"""Seconds the kernel may trust names and attributes: what changes elsewhere is invalidated."""
+
+
+def entry_of(
+    options: MountOptions, inode: Inode, name_timeout: float = FOREVER, timeout: float = FOREVER
+) -> EntryAttributes:
+    """An inode's attributes, and for how many seconds the kernel may trust its name and them."""
+    entry = EntryAttributes()
+    entry.st_ino = InodeT(inode.ino)
+    mode = inode.mode if options.umask is None else inode.mode & ~options.umask
+    entry.st_mode = ModeT(mode)
+    entry.st_nlink = inode.nlink
+    entry.st_uid = inode.uid if options.uid is None else options.uid
+    entry.st_gid = inode.gid if options.gid is None else options.gid
+    entry.st_rdev = inode.rdev
+    entry.st_size = inode.size
+    entry.st_blksize = BLOCK
+    entry.st_blocks = (inode.size - inode.holes + 511) >> 9
+    entry.st_atime_ns = inode.atime
+    entry.st_mtime_ns = inode.mtime
+    entry.st_ctime_ns = inode.ctime
+    entry.entry_timeout = name_timeout
+    entry.attr_timeout = timeout
+    return entry
+
+
+def statvfs_of(space: Space) -> StatvfsData:
+    """What statfs(2) tells."""
+    data = StatvfsData()
+    data.f_bsize = data.f_frsize = BLOCK
+    data.f_blocks = space.total // BLOCK
+    data.f_bfree = data.f_bavail = space.free // BLOCK
+    data.f_files = space.files + space.free // BLOCK
+    data.f_ffree = data.f_favail = space.free // BLOCK
+    data.f_namemax = space.name_max
+    return data
