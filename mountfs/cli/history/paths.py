@@ -22,7 +22,7 @@ class Target:
 
     record: mounts.Record
     shown: str
-    """As it was given."""
+    """As it was given, but without what names a time or a version."""
     names: tuple[bytes, ...]
     """The path below the root of the bucket."""
     bucket: str
@@ -50,6 +50,8 @@ def target(path: str | os.PathLike[str]) -> Target:
     record = live.record_at(mounted.point if mounted else point)
     params = {"path": os.path.relpath(point, record.mountpoint)}
     found = control.call(record.control, "locate", params, timeout=live.GRACE)
+    if found["moment"] or found["version"]:
+        shown = os.path.join(record.mountpoint, *([] if record.bucket else [found["bucket"]]), *found["names"])
     return Target(
         record,
         shown,

@@ -175,6 +175,8 @@ class _Planner:
                 gone.append(path)
                 if not self._delete and (stat.S_ISREG(present.mode) or stat.S_ISDIR(present.mode)):
                     self._plan.in_the_way.append(path)
+        if self._plan.in_the_way:
+            return
         for path in reversed(gone):
             place = (self._now[_above(path)].id, _name(path)) if path else self._place
             self._do(
