@@ -48,8 +48,10 @@ def apply(tree: Tree, commit: Commit, *, time_ns: int, quota: int | None = None)
     for op in commit.ops:
         _collect(op, ids, places, versions)
     tree.load(ids, places)
-    written = (tree.inode(op.file) for op in commit.ops if isinstance(op, Write))
-    tree.load_versions([*versions, *(inode.version for inode in written if inode)])
+    numbered = [inode for op in commit.ops for id_ in _numbered(op) if (inode := tree.inode(id_))]
+    tree.load([inode.follows for inode in numbered if inode.follows], [])
+    numbered += [inode for one in numbered if one.follows and (inode := tree.inode(one.follows))]
+    tree.load_versions([*versions, *(inode.version for inode in numbered)])
     return _Batch(tree, printable(commit.client_name, commit.client), time_ns, quota).run(commit.ops)
 
 
@@ -76,6 +78,18 @@ def _collect(op: Op, ids: list[FileId], places: list[Place], versions: list[Vers
             versions += (op.version, op.base)
 
 
+def _numbered(op: Op) -> tuple[FileId, ...]:
+    """The files whose newest version an operation will look at."""
+    match op:
+        case Write():
+            return (op.file,)
+        case Rename(replaces=replaces) if replaces:
+            return (op.file, replaces)
+        case Exchange():
+            return (op.file, op.other_file)
+    return ()
+
+
 class _Batch:
     """One commit at work."""
 
@@ -84,8 +98,8 @@ class _Batch:
         self.client = client
         self.time_ns = time_ns
         self.quota = quota if quota is not None else MOST_BYTES
-        self.refused: dict[VersionId, VersionId] = {}
-        """Versions of this batch that the quota refused, and what they were based on."""
+        self.instead: dict[VersionId, VersionId] = {}
+        """Versions of this batch that were not made, and what takes their place as a base."""
 
     def run(self, ops: Iterable[Op]) -> list[Result]:
         handlers: dict[type[Op], Callable[..., Result]] = {
@@ -118,6 +132,7 @@ class _Batch:
             xattrs=pack_xattrs(new.xattrs),
         )
         tree.create(inode)
+        self._continue(place, op.name, inode)
         tree.attach(place, inode)
         self._touch(place[0], op.time_ns)
         return self._placed(place, (op.parent, op.name), inode)
@@ -129,6 +144,7 @@ class _Batch:
         if self.tree.lookup((op.parent, op.name)) == inode.id:
             return OK
         place = self._room(op.parent, op.name)
+        self._continue(place, op.name, inode)
         self.tree.attach(place, inode)
         inode.ctime_ns = op.time_ns
         self._touch(place[0], op.time_ns)
@@ -153,11 +169,14 @@ class _Batch:
         directory = tree.living_directory(op.new_parent)
         if inode.is_dir and tree.is_within(directory, inode.id):
             return DROPPED
-        if holder is not None and holder == op.replaces:
-            target = self._named(wanted, holder)
-            if target is not None and not target.entries and target.is_dir == inode.is_dir:
-                self._remove(wanted, target, op.time_ns)
-        place = self._room(*wanted)
+        replaced = self._named(wanted, op.replaces) if op.replaces else None
+        if replaced is not None and not replaced.entries and replaced.is_dir == inode.is_dir:
+            self._remove(wanted, replaced, op.time_ns)
+            tree.follow(inode, replaced)
+            place = self._room(*wanted)
+        else:
+            place = self._room(*wanted)
+            self._continue(place, op.new_name, inode, anew=op.replaces != b"")
         tree.move(old, place, inode)
         tree.change(inode).ctime_ns = op.time_ns
         self._touch(old[0], op.time_ns)
@@ -175,6 +194,7 @@ class _Batch:
             return DROPPED
         if one_inode is not other_inode:
             tree.exchange(one, one_inode, other, other_inode)
+            tree.follow_each_other(one_inode, other_inode)
         for inode in (one_inode, other_inode):
             tree.change(inode).ctime_ns = op.time_ns
         self._touch(one[0], op.time_ns)
@@ -202,12 +222,17 @@ class _Batch:
         if (known := tree.version(op.version)) is not None:
             return self._repeated(known, op)
         base = op.base
-        while base in self.refused:
-            base = self.refused[base]
+        while base in self.instead:
+            base = self.instead[base]
         if inode.nlink and base != inode.version:
             return self._write_copy(op, inode, base)
+        head = tree.version(base) if inode.nlink and base else None
+        if head is not None and (head.hash, head.size) == (op.hash, op.size):
+            self.instead[op.version] = base
+            tree.change(inode).mtime_ns, inode.ctime_ns = op.mtime_ns, op.time_ns
+            return Result("same", version=base)
         if self._exceeds(op.size, inode.charge):
-            self.refused[op.version] = base
+            self.instead[op.version] = base
             return QUOTA
         result = OK if inode.nlink else self._revive(inode, op.time_ns)
         self._put(op, inode, base)
@@ -220,17 +245,18 @@ class _Batch:
         copy = tree.inode(earlier.file) if earlier and earlier.file != inode.id else None
         if copy is not None and copy.nlink and copy.version == base:
             if self._exceeds(op.size, copy.charge):
-                self.refused[op.version] = base
+                self.instead[op.version] = base
                 return QUOTA
             self._put(op, copy, base)
             return Result("conflict", *tree.places(copy.id)[0], copy.id)
         if self._exceeds(op.size, 0):
-            self.refused[op.version] = base
+            self.instead[op.version] = base
             return QUOTA
         directory, name = tree.places(inode.id)[0]
         place = free_place(tree, directory, name, self.client, self.time_ns)
         copy = dataclasses.replace(inode, id=new_id(), nlink=0, size=0, version=b"")
         tree.create(copy)
+        tree.follow(copy, inode)
         tree.attach(place, copy)
         self._touch(directory, op.time_ns)
         self._put(op, copy, base)
@@ -242,7 +268,7 @@ class _Batch:
         version = Version(
             id=op.version,
             file=inode.id,
-            number=head.number + (not same) if head else 1,
+            number=head.number if head and same else self.tree.newest_number(inode) + 1,
             base=base,
             size=op.size,
             hash=op.hash,
@@ -264,6 +290,7 @@ class _Batch:
     def _revive(self, inode: Inode, time_ns: int) -> Result:
         directory, name = self.tree.last_place(inode.id) or (self.tree.root, RECOVERED)
         place = self._room(directory, name)
+        self._continue(place, name, inode)
         self.tree.attach(place, inode)
         self._touch(place[0], time_ns)
         return Result("conflict", *place, inode.id)
@@ -274,6 +301,22 @@ class _Batch:
         if self.tree.lookup((directory, name)) is None:
             return directory, name
         return free_place(self.tree, directory, name, self.client, self.time_ns)
+
+    def _continue(self, place: Place, wanted: bytes, inode: Inode, *, anew: bool = False) -> None:
+        """Link a regular file to the one whose history it continues at ``place``, where it is about to come.
+
+        Under a conflict name that is the file beside it, which has the ``wanted`` name. An earlier link stays unless
+        ``anew``.
+        """
+        if not inode.is_regular or (inode.follows and not anew):
+            return
+        if place[1] == wanted:
+            before = None if inode.follows else self.tree.predecessor(place)
+        else:
+            beside = self.tree.lookup((place[0], wanted))
+            before = self.tree.inode(beside) if beside else None
+        if before is not None and before.follows != inode.id:
+            self.tree.follow(inode, before)
 
     def _named(self, place: Place, file: FileId) -> Inode | None:
         """The inode ``file`` if ``place`` names it."""

@@ -52,7 +52,7 @@ def commit(connection: Connection, bucket: int, batch: Commit, *, author: str, n
     if first is not None:
         return unpack(first, Committed)
     seq, time_ns = seq + 1, max(now_ns, time_ns + 1)
-    tree = Tree(Rows(connection, bucket), root, used_bytes=used_bytes, used_files=used_files)
+    tree = Tree(Rows(connection, bucket), root, seq, used_bytes=used_bytes, used_files=used_files)
     answer = Committed(seq, time_ns, apply(tree, batch, time_ns=time_ns, quota=quota))
     moved = write_back(connection, bucket, tree, seq=seq, time_ns=time_ns, client=batch.client, author=author)
     change = Change(seq, batch.client, time_ns, list(moved), [*tree.created, *tree.changed])

@@ -89,8 +89,11 @@ _LOOKUPS = [half.where(_entry.name == bindparam("name")) for half in _HALVES]
 _PAGES = [
     half.where(_entry.name > bindparam("after")).order_by(_entry.name).limit(bindparam("limit")) for half in _HALVES
 ]
-_FIRST_NAMED = select(func.min(_entry.since_seq)).where(
-    _entry.bucket == bindparam("bucket"), _entry.file == bindparam("id")
+_NAMED = select(_entry.name).where(
+    _entry.bucket == bindparam("bucket"),
+    _entry.file == bindparam("id"),
+    _entry.since_seq <= _at,
+    _entry.until_seq > _at,
 )
 _KEPT = (
     select(_version.id, _version.size, SHORT_MANIFEST)
@@ -196,7 +199,11 @@ class AsOf:
         """The files of rows, None where the content was not kept."""
         gone = [(row.id, row.mode, place) for row, place in zip(rows, places, strict=True) if not row.links_now]
         heirs = heirs_of(self._connection, self._bucket, gone)
-        return [self._file(row, heirs.get(row.id, [])) for row in rows]
+        files = [self._file(row, heirs.get(row.id, [])) for row in rows]
+        for file, place in zip(files, places, strict=True):
+            if file and not file.nlink and (place or self._rows(_NAMED, id=file.id)):
+                file.nlink = 2 if stat.S_ISDIR(file.mode) else 1  # the row of then, which knew, was not kept
+        return files
 
     def _file(self, row: Row[Any], heirs: Iterable[Access]) -> File | None:
         file = file_of([*(row[column] for column in _SHOWN), row.manifest])

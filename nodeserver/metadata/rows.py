@@ -18,17 +18,20 @@ from sqlalchemy import (
     Table,
     and_,
     bindparam,
+    column,
     delete,
+    func,
     insert,
     literal_column,
     select,
     update,
+    values,
 )
 
 from nodeserver.metadata import tables
 from nodeserver.metadata.database import for_each, rows_of
 from nodeserver.metadata.tables import LIVE
-from nodeserver.metadata.tree import Held, Inode, Place, Tree, Version
+from nodeserver.metadata.tree import Held, Inode, Left, Place, Tree, Version
 from nodeserver.protocol.wire import FileId, VersionId
 
 T = TypeVar("T")
@@ -65,6 +68,25 @@ def _placeholders(count: int) -> list[BindParameter[bytes]]:
     return [bindparam(f"value_{number}", type_=tables.Bytes()) for number in range(count)]
 
 
+@functools.cache
+def _left(count: int) -> Select[Any]:
+    entry, earlier = tables.entry.c, tables.entry.alias("earlier").c
+    names = values(column("name", tables.Bytes()), name="wanted").data([(name,) for name in _placeholders(count)])
+    wanted = names.cte("wanted")
+    last = select(func.max(earlier.until_seq)).where(
+        earlier.bucket == bindparam("bucket"),
+        earlier.parent == bindparam("parent"),
+        earlier.name == wanted.c.name,
+        earlier.until_seq < literal_column(str(LIVE)),
+    )
+    return (
+        select(entry.name, entry.file, entry.until_seq)
+        .select_from(wanted)
+        .join(tables.entry, and_(entry.name == wanted.c.name, entry.until_seq == last.scalar_subquery()))
+        .where(entry.bucket == bindparam("bucket"), entry.parent == bindparam("parent"))
+    )
+
+
 class Rows:
     """The ``Source`` of one bucket's trees."""
 
@@ -79,16 +101,30 @@ class Rows:
         return {row[0]: Version(*row) for row in self._by_id(tables.version, ids)}
 
     def entries(self, places: Iterable[Place]) -> Mapping[Place, Held]:
-        names = defaultdict(list)
-        for parent, name in places:
-            names[parent].append(name)
         found = {}
-        for parent, wanted in names.items():
+        for parent, wanted in _by_parent(places):
             for some in slices(wanted):
-                values = (self._bucket, parent, *some)
-                for name, file, since in rows_of(self._connection, _entries(len(some)), values):
+                key = (self._bucket, parent, *some)
+                for name, file, since in rows_of(self._connection, _entries(len(some)), key):
                     found[parent, name] = Held(file, since)
         return found
+
+    def left(self, places: Iterable[Place]) -> Mapping[Place, Left]:
+        found = {}
+        for parent, wanted in _by_parent(places):
+            for some in slices(wanted):
+                key = (*some, self._bucket, parent, self._bucket, parent)
+                for name, file, until in rows_of(self._connection, _left(len(some)), key):
+                    found[parent, name] = Left(file, until)
+        return found
+
+    def begun(self, file: FileId, seq: int) -> list[Place]:
+        return [(parent, name) for parent, name in rows_of(self._connection, _BEGUN, (self._bucket, file, seq))]
+
+    def oldest_number(self, file: FileId) -> int | None:
+        [(number,)] = rows_of(self._connection, _OLDEST, (self._bucket, file))
+        oldest: int | None = number
+        return oldest
 
     def places(self, file: FileId) -> Mapping[Place, Held]:
         entry = tables.entry.c
@@ -132,9 +168,17 @@ def write_back(
         connection, _UPDATE_FILE, [(*_inode_values(inode)[1:], bucket, inode.id) for inode in tree.changed.values()]
     )
     for_each(connection, _DELETE_VERSION, [(bucket, id_) for id_ in tree.replaced])
+    for_each(connection, _RAISE_NUMBERS, [(by, bucket, file) for file, by in tree.raised.items()])
     written = tree.written.values()
     for_each(connection, _INSERT_VERSION, [(bucket, *_version_values(version), *stamp) for version in written])
     return moved
+
+
+def _by_parent(places: Iterable[Place]) -> Iterable[tuple[FileId, list[bytes]]]:
+    names = defaultdict(list)
+    for parent, name in places:
+        names[parent].append(name)
+    return names.items()
 
 
 def _key(table: Table, *names: str) -> ColumnElement[bool]:
@@ -159,6 +203,13 @@ _KEEP_PAST = insert(tables.past).from_select(
     select(
         tables.file.c.bucket, tables.file.c.id, bindparam("seq", type_=BigInteger), *(tables.file.c[c] for c in _PAST)
     ).where(_key(tables.file, "bucket", "id")),
+)
+_BEGUN = select(tables.entry.c.parent, tables.entry.c.name).where(_key(tables.entry, "bucket", "file", "since_seq"))
+_OLDEST = select(func.min(tables.version.c.number)).where(_key(tables.version, "bucket", "file"))
+_RAISE_NUMBERS = (
+    update(tables.version)
+    .where(_key(tables.version, "bucket", "file"))
+    .values(number=tables.version.c.number + bindparam("by"))
 )
 _DELETE_VERSION = delete(tables.version).where(_key(tables.version, "bucket", "id"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import stat
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -73,6 +74,14 @@ class Held:
     since_seq: int
 
 
+@dataclasses.dataclass(slots=True, frozen=True)
+class Left:
+    """Who was last at a place that is free, and the commit that ended it."""
+
+    file: FileId
+    until_seq: int
+
+
 class Source(Protocol):
     """Where a ``Tree`` comes from. Bulk methods leave out what does not exist."""
 
@@ -81,6 +90,15 @@ class Source(Protocol):
     def entries(self, places: Iterable[Place]) -> Mapping[Place, Held]: ...
 
     def versions(self, ids: Iterable[VersionId]) -> Mapping[VersionId, Version]: ...
+
+    def left(self, places: Iterable[Place]) -> Mapping[Place, Left]:
+        """Who was last at places that are free."""
+
+    def begun(self, file: FileId, seq: int) -> list[Place]:
+        """The places that a file got in a commit."""
+
+    def oldest_number(self, file: FileId) -> int | None:
+        """The least number of a file's versions."""
 
     def places(self, file: FileId) -> Mapping[Place, Held]:
         """The live entries of a file."""
@@ -96,8 +114,10 @@ class Tree:
     ``detach`` and ``move``; who changes an inode's fields takes it from ``change``.
     """
 
-    def __init__(self, source: Source, root: FileId, *, used_bytes: int = 0, used_files: int = 0) -> None:
+    def __init__(self, source: Source, root: FileId, seq: int, *, used_bytes: int = 0, used_files: int = 0) -> None:
         self.root = root
+        self.seq = seq
+        """The commit that the changes are part of."""
         self.used_bytes = used_bytes
         self.used_files = used_files
         self.before: dict[Place, Held | None] = {}
@@ -111,7 +131,11 @@ class Tree:
         self.written: dict[VersionId, Version] = {}
         self.replaced: set[VersionId] = set()
         """Loaded versions that a later one of the same session took the place of."""
+        self.raised: dict[FileId, int] = {}
+        """By how much the numbers of stored versions grow, by file."""
         self._source = source
+        self._left: dict[Place, Left] = {}
+        self._versions_of: defaultdict[FileId, set[VersionId]] = defaultdict(set)  # those in ``versions``
         self._ended: dict[FileId, Place] = {}
         self._now_at: dict[FileId, set[Place]] = {}
         self._placed: set[FileId] = set()  # of these all live entries are loaded
@@ -129,14 +153,18 @@ class Tree:
                 self._remember(place, None)
                 if self.inodes.get(place[0], self) is not None:  # a directory that does not exist holds nothing
                     unknown.append(place)
-        for place, held in self._source.entries(unknown).items():
+        found = self._source.entries(unknown)
+        for place, held in found.items():
             self._remember(place, held)
+        self._left.update(self._source.left(place for place in unknown if place not in found))
 
     def load_versions(self, ids: Iterable[VersionId]) -> None:
         """Load versions in bulk."""
         wanted = [id_ for id_ in dict.fromkeys(ids) if id_ and id_ not in self.versions]
         self.versions.update(dict.fromkeys(wanted))
-        self.versions.update(self._source.versions(wanted))
+        for id_, version in self._source.versions(wanted).items():
+            self.versions[id_] = _raised(version, self.raised.get(version.file, 0))
+            self._versions_of[version.file].add(id_)
 
     def inode(self, id_: FileId) -> Inode | None:
         """A file, gone or not; None when it never was."""
@@ -168,6 +196,39 @@ class Tree:
     def last_place(self, id_: FileId) -> Place | None:
         """Where a file that is gone was last."""
         return self._ended.get(id_) or self._source.last_place(id_)
+
+    def predecessor(self, place: Place) -> Inode | None:
+        """Whose history a regular file continues that comes to ``place``, which is free.
+
+        That of the file which was deleted there last, or was moved from there to a backup's name beside it.
+        """
+        left = self._left.get(place)
+        inode = self.inode(left.file) if left else None
+        if left is None or inode is None or not inode.is_regular:
+            return None
+        if left.until_seq == self.seq:
+            moved = [now for now in self.places(inode.id) if not (held := self.before[now]) or held.file != inode.id]
+            deleted = not inode.nlink and self._ended[inode.id] == place
+        else:
+            moved = self._source.begun(inode.id, left.until_seq)
+            deleted = not inode.nlink and not moved
+        backup = any(parent == place[0] and name.startswith(place[1]) for parent, name in moved)
+        return inode if deleted or backup else None
+
+    def newest_number(self, inode: Inode) -> int:
+        """The greatest number in the history of a file, 0 when it has none.
+
+        It is that of the file's head or, after a backup was restored, of the head that was there before.
+        """
+        numbers: list[int] = []
+        seen = set()
+        here: Inode | None = inode
+        while here is not None and here.id not in seen and len(numbers) < 2:
+            if here.version and (head := self.version(here.version)):
+                numbers.append(head.number)
+            seen.add(here.id)
+            here = self.inode(here.follows) if here.follows else None
+        return max(numbers, default=0)
 
     def living_directory(self, id_: FileId) -> FileId:
         """``id_`` if it is a directory that exists, else the nearest directory above its last place that does."""
@@ -240,9 +301,28 @@ class Tree:
                 self.replaced.add(replaces)
             self.versions[replaces] = None
         self.versions[version.id] = self.written[version.id] = version
+        self._versions_of[inode.id].add(version.id)
         self.used_bytes -= inode.charge
         self.change(inode).version, inode.size = version.id, version.size
         self.used_bytes += inode.charge
+
+    def follow(self, inode: Inode, before: Inode, *, renumber: bool = True) -> None:
+        """Let ``inode`` continue the history of ``before``, from this commit on, if both are regular files.
+
+        With ``renumber`` its versions get numbers behind those of ``before``, if that does not continue it already.
+        """
+        if inode is before or not (inode.is_regular and before.is_regular):
+            return
+        if renumber and inode.version and before.follows != inode.id:
+            self._raise_numbers(inode, self.newest_number(before) + 1 - self._oldest_number(inode))
+        self.change(inode).follows, inode.follows_seq = before.id, self.seq
+
+    def follow_each_other(self, one: Inode, other: Inode) -> None:
+        """As ``follow``, both ways; only the one that is behind gets new numbers, or they would grow for ever."""
+        if self.newest_number(one) > self.newest_number(other):
+            one, other = other, one
+        self.follow(one, other)
+        self.follow(other, one, renumber=False)
 
     def moved(self) -> dict[Place, FileId | None]:
         """Entries that are not as they were loaded."""
@@ -251,6 +331,23 @@ class Tree:
             for place, file in self.names.items()
             if file != (before.file if (before := self.before[place]) else None)
         }
+
+    def _oldest_number(self, inode: Inode) -> int:
+        numbers = [self.written[id_].number for id_ in self._versions_of[inode.id] if id_ in self.written]
+        if inode.id not in self.created and (stored := self._source.oldest_number(inode.id)) is not None:
+            numbers.append(stored + self.raised.get(inode.id, 0))
+        return min(numbers, default=1)
+
+    def _raise_numbers(self, inode: Inode, by: int) -> None:
+        if by <= 0:
+            return
+        if inode.id not in self.created:
+            self.raised[inode.id] = self.raised.get(inode.id, 0) + by
+        for id_ in self._versions_of[inode.id]:
+            if (version := self.versions[id_]) is not None:
+                self.versions[id_] = raised = _raised(version, by)
+                if id_ in self.written:
+                    self.written[id_] = raised
 
     def _remember(self, place: Place, held: Held | None) -> None:
         self.before[place] = held
@@ -269,6 +366,7 @@ class Tree:
         self.names[place] = None
         self._now_at[inode.id].discard(place)
         self._ended[inode.id] = place
+        self._left[place] = Left(inode.id, self.seq)
         self._count(place[0], inode, -1)
 
     def _count(self, directory: FileId, inode: Inode, by: int) -> None:
@@ -277,3 +375,7 @@ class Tree:
         self.change(parent).entries += by
         if inode.is_dir:
             parent.nlink += by
+
+
+def _raised(version: Version, by: int) -> Version:
+    return dataclasses.replace(version, number=version.number + by) if by else version
