@@ -89,12 +89,9 @@ _LOOKUPS = [half.where(_entry.name == bindparam("name")) for half in _HALVES]
 _PAGES = [
     half.where(_entry.name > bindparam("after")).order_by(_entry.name).limit(bindparam("limit")) for half in _HALVES
 ]
-_NAMED = select(_entry.name).where(
-    _entry.bucket == bindparam("bucket"),
-    _entry.file == bindparam("id"),
-    _entry.since_seq <= _at,
-    _entry.until_seq > _at,
-)
+_OF_FILE = and_(_entry.bucket == bindparam("bucket"), _entry.file == bindparam("id"))
+_FIRST_NAMED = select(func.min(_entry.since_seq)).where(_OF_FILE)
+_NAMED = select(_entry.name).where(_OF_FILE, _entry.until_seq > _at, _entry.since_seq <= _at)
 _KEPT = (
     select(_version.id, _version.size, SHORT_MANIFEST)
     .where(_version.bucket == bindparam("bucket"), _version.file == bindparam("id"), _version.seq <= _at)
