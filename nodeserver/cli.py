@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from nodeserver.http.server import bind, serve
 from nodeserver.metadata.database import UnusableUrl
 from nodeserver.metadata.migrations import NewerFormat
 from nodeserver.metadata.store import Metadata
+from nodeserver.workers.schedule import Times
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -31,6 +33,7 @@ EXIT_ADDRESS = 5
 
 DEFAULT_LISTEN = "127.0.0.1:7070"
 DAY = 86_400.0
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
 
 
 class Failure(click.ClickException):
@@ -81,13 +84,57 @@ _data = click.option(
 )
 
 
+class Duration(click.ParamType[float]):
+    """A time in seconds, written as ``90s``, ``15m``, ``6h`` or ``2d``."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, context: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(value))
+        if found is None:
+            self.fail(f"{value!r} is not a time such as 90s, 15m, 6h or 2d", param, context)
+        return float(found[1]) * UNITS[found[2]]
+
+
 @main.command("serve")
 @_data
 @click.option("--listen", default=DEFAULT_LISTEN, show_default=True, metavar="HOST:PORT", help="Port 0 picks one.")
 @click.option("--metadata", metavar="URL", help="The metadata database.  [default: SQLite in the data directory]")
 @click.option("--insecure", is_flag=True, help="Allow plain HTTP on addresses that other machines reach.")
+@click.option(
+    "--gc-grace",
+    type=Duration(),
+    default="24h",
+    show_default=True,
+    metavar="TIME",
+    help="How long chunks that nothing needs are kept: longer than the upload of any one file takes.",
+)
+@click.option(
+    "--gc-interval",
+    type=Duration(),
+    default="6h",
+    show_default=True,
+    metavar="TIME",
+    help="How often chunks that nothing needs are looked for.",
+)
+@click.option(
+    "--retention-interval",
+    type=Duration(),
+    default="1h",
+    show_default=True,
+    metavar="TIME",
+    help="How often versions that no policy keeps are taken out.",
+)
 @_config
-def serve_command(data: Path, listen: str, metadata: str | None, insecure: bool) -> None:
+def serve_command(
+    data: Path,
+    listen: str,
+    metadata: str | None,
+    insecure: bool,
+    gc_grace: float,
+    gc_interval: float,
+    retention_interval: float,
+) -> None:
     """Serve until SIGTERM; prints "ready URL" once requests are answered."""
     host, port = _address(listen)
     if not insecure and not _is_loopback(host):
@@ -98,7 +145,8 @@ def serve_command(data: Path, listen: str, metadata: str | None, insecure: bool)
         )
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     with _failures(), hold(data.resolve()) as directory:
-        asyncio.run(_serve(directory, host, port, metadata or directory.metadata_url))
+        times = Times(gc_grace, gc_interval, retention_interval)
+        asyncio.run(_serve(directory, host, port, metadata or directory.metadata_url, times))
 
 
 @main.command()
@@ -114,7 +162,7 @@ def token(data: Path, subject: str, right: Right, days: float | None) -> None:
         click.echo(DataDir(data.resolve()).keys().mint(subject, right, days * DAY if days else None))
 
 
-async def _serve(directory: DataDir, host: str, port: int, url: str) -> None:
+async def _serve(directory: DataDir, host: str, port: int, url: str, times: Times) -> None:
     keys = directory.keys()
     try:
         listener = bind(host, port)
@@ -131,6 +179,7 @@ async def _serve(directory: DataDir, host: str, port: int, url: str) -> None:
                     chunks=chunks,
                     keys=keys,
                     node=directory.node,
+                    times=times,
                     ready=lambda url: click.echo(f"ready {url}"),
                 )
             finally:

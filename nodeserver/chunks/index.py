@@ -110,6 +110,11 @@ class Index:
             self._bury(bucket, ids)
             self._db.executemany("DELETE FROM chunk WHERE bucket = ? AND id = ?", [(bucket, chunk) for chunk in ids])
 
+    def count(self, bucket: bytes) -> int:
+        """How many chunks of a bucket are in packs. Raises ``OSError``."""
+        with _as_oserror():
+            return int(self._db.execute("SELECT count(*) FROM chunk WHERE bucket = ?", (bucket,)).fetchone()[0])
+
     def older(self, bucket: bytes, first: int, beyond: int, before_ns: int) -> list[bytes]:
         """The chunks whose ids begin with a byte from ``first`` on and below ``beyond`` that came before a moment.
 

@@ -158,6 +158,10 @@ class ChunkStore:
         self._damaged.difference_update((bucket, chunk) for chunk in ids)
         return sum(place.length for place in places.values())
 
+    async def count(self, bucket: bytes) -> int:
+        """How many chunks there are, about."""
+        return await self._run(self._upkeep, partial(self._count, bucket))
+
     async def older(self, bucket: bytes, first: int, beyond: int, before_ns: int) -> set[ChunkId]:
         """The chunks whose ids begin with a byte from ``first`` on and below ``beyond``, and that came before a
         moment: the time in nanoseconds since the epoch."""
@@ -300,6 +304,9 @@ class ChunkStore:
     def _delete_files(self, bucket: bytes, ids: Iterable[ChunkId]) -> None:
         for chunk in ids:
             self._files.delete(bucket, chunk)
+
+    def _count(self, bucket: bytes) -> int:
+        return self._upkeep_index.count(bucket) + self._files.count(bucket)
 
     def _older(self, bucket: bytes, first: int, beyond: int, before_ns: int) -> set[ChunkId]:
         packed = self._upkeep_index.older(bucket, first, beyond, before_ns)

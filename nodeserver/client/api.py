@@ -18,6 +18,7 @@ from nodeserver.client.errors import BadAnswer, Refused
 from nodeserver.client.history import History
 from nodeserver.client.node import STORED, Node
 from nodeserver.client.transport import Transport
+from nodeserver.client.upkeep import Upkeep
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.ids import new_id
 from nodeserver.protocol.wire import (
@@ -46,7 +47,7 @@ class _Chunks(msgspec.Struct):
     chunks: list[tuple[ChunkId, memoryview]]
 
 
-class Client(History):
+class Client(History, Upkeep):
     """A connection to one node server; see :func:`connect`.
 
     Every call takes ``deadline``, the seconds it may take with its retries, instead of the client's own, and

@@ -50,7 +50,7 @@ class BucketEndpoint(HTTPEndpoint):
         identity(request, "admin")
         here = services(request)
         await here.metadata.delete_bucket(_name(request))
-        here.purge.wake()
+        here.workers["purge-buckets"].wake()
         return Response(status_code=204)
 
 

@@ -6,14 +6,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from nodeserver.chunks import NoChunk
+from nodeserver.content.manifest import BadManifest
 from nodeserver.http.buckets import usage
 from nodeserver.http.chunks import put
 from nodeserver.http.codec import MAX_SEQ, answer, integer_parameter, read, seconds_parameter
 from nodeserver.http.problems import Refused
 from nodeserver.http.services import identity, services
 from nodeserver.metadata.checks import check_commit
+from nodeserver.metadata.errors import Doomed
 from nodeserver.protocol.errors import Code
-from nodeserver.protocol.wire import MAX_CHANGES, Changes, Commit
+from nodeserver.protocol.wire import MAX_CHANGES, Changes, Commit, Write
+from nodeserver.workers.references import inner_chunks
 
 MAX_WAIT = 60.0
 """Seconds of the longest long poll."""
@@ -23,14 +27,26 @@ async def commit(request: Request) -> Response:
     who, here, bucket = identity(request, "admin"), services(request), request.path_params["bucket"]
     known = await here.metadata.identify(bucket)
     batch = await read(request, Commit)
-    chunks = check_commit(batch)
-    if batch.chunks:
-        await put(request, known.id, batch.chunks)
-    if chunks and (missing := await here.chunks.missing(known.id, list(chunks))):
+    stored = check_commit(batch)
+    chunks = stored.union(chunk for chunk, _ in batch.chunks)
+    try:
+        # What it refers to must stay until the commit does.
+        async with here.chunks.using(known.id, chunks):
+            if batch.chunks:
+                await put(request, known.id, batch.chunks)
+            manifests = [op.manifest for op in batch.ops if isinstance(op, Write)]
+            inner = await inner_chunks(here.chunks, known, manifests)
+            async with here.chunks.using(known.id, inner):
+                if missing := await here.chunks.missing(known.id, list(stored | inner)):
+                    raise NoChunk(missing)
+                done = await here.metadata.commit(bucket, batch, author=who.subject, chunks=chunks | inner)
+    except BadManifest as error:
+        raise Refused(Code.MALFORMED, str(error)) from error
+    except (NoChunk, Doomed) as error:
         if (first := await here.metadata.answered(bucket, batch)) is not None:
             return answer(request, first)
-        raise Refused(Code.MISSING_CHUNKS, f"{len(missing)} chunks are not stored", missing)
-    return answer(request, await here.metadata.commit(bucket, batch, author=who.subject))
+        raise Refused(Code.MISSING_CHUNKS, f"{len(error.ids)} chunks are not stored", error.ids) from error
+    return answer(request, done)
 
 
 async def changes(request: Request) -> Response:

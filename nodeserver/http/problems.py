@@ -22,6 +22,7 @@ from nodeserver.metadata import checks, errors
 from nodeserver.metadata.database import is_full
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.wire import Problem
+from nodeserver.workers.registry import Interrupted, NoWorker
 
 PROBLEM = "application/problem+json"
 OPEN_PATHS = frozenset({"/v1/health"})
@@ -49,6 +50,10 @@ _CODES: dict[type[Exception], Code] = {
     errors.BucketExists: Code.BUCKET_EXISTS,
     errors.BucketNotEmpty: Code.BUCKET_NOT_EMPTY,
     errors.HistoryGone: Code.HISTORY_GONE,
+    errors.Held: Code.HELD,
+    errors.Current: Code.CURRENT,
+    NoWorker: Code.NO_ROUTE,
+    Interrupted: Code.BUSY,
     InvalidToken: Code.UNAUTHORIZED,
     Forbidden: Code.FORBIDDEN,
 }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 from granian._granian import SocketHolder
@@ -23,7 +22,7 @@ from nodeserver.chunks import ChunkStore
 from nodeserver.http.app import build
 from nodeserver.http.services import Services
 from nodeserver.metadata.store import Metadata
-from nodeserver.workers.purge import Purge
+from nodeserver.workers.schedule import Times, upkeep
 
 BACKLOG = 1024
 BUFFER = 2 << 20
@@ -115,6 +114,7 @@ async def serve(
     chunks: ChunkStore,
     keys: Keys,
     node: bytes,
+    times: Times,
     ready: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests in flight are finished, waiting long polls answered at once.
@@ -122,12 +122,15 @@ async def serve(
     Takes ``listener`` over. Calls ``ready`` with the URL once requests are answered. Leaves ``metadata`` and
     ``chunks`` open.
     """
-    purge = Purge(metadata, chunks)
-    services = Services(node=node, metadata=metadata, chunks=chunks, keys=keys, purge=purge)
+    care = upkeep(metadata, chunks, times)
+    await care.collector.recover()
+    services = Services(
+        node=node, metadata=metadata, chunks=chunks, keys=keys, retention=care.retention, workers=care.workers
+    )
     address, url = listener.getsockname()[:2], url_of(listener)
     requests = _InFlight(build(services))
     server = _Embedded(requests, listener)
-    async with _background(purge), asyncio.TaskGroup() as tasks:
+    async with care.workers.running(), asyncio.TaskGroup() as tasks:
         serving = tasks.create_task(server.serve())
         await _first_answer(*address)
         stop = _on_signal()
@@ -138,6 +141,7 @@ async def serve(
         await asyncio.wait([serving, stop], return_when=asyncio.FIRST_COMPLETED)
         notify_systemd("STOPPING=1")
         metadata.release()
+        care.workers.stop()
         server.shut()
         _, late = await asyncio.wait([serving], timeout=GRACE)
         if late:
@@ -184,14 +188,3 @@ async def _first_answer(host: str, port: int) -> None:
             raise OSError(f"the server answered {status!r} to itself")
     finally:
         writer.close()
-
-
-@contextlib.asynccontextmanager
-async def _background(purge: Purge) -> AsyncIterator[None]:
-    task = asyncio.create_task(purge.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task

@@ -10,7 +10,8 @@ from starlette.requests import HTTPConnection
 from nodeserver.access.tokens import Identity, Keys, Right
 from nodeserver.chunks import ChunkStore
 from nodeserver.metadata.store import Metadata
-from nodeserver.workers.purge import Purge
+from nodeserver.workers.registry import Workers
+from nodeserver.workers.retention import Retention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Services:
     metadata: Metadata
     chunks: ChunkStore
     keys: Keys
-    purge: Purge
+    retention: Retention
+    workers: Workers
 
 
 def services(request: HTTPConnection) -> Services:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 
 from nodeserver.content.manifest import MAX_INLINE, MAX_SIZE, BadManifest, check_slices
@@ -9,6 +10,7 @@ from nodeserver.protocol.names import NAME_MAX, valid_name
 from nodeserver.protocol.wire import (
     MAX_COMMIT_CHUNKS,
     MAX_COMMIT_OPS,
+    MAX_VERSIONS,
     ChunkId,
     Commit,
     Create,
@@ -17,6 +19,8 @@ from nodeserver.protocol.wire import (
     Manifest,
     NewBucket,
     Op,
+    Policy,
+    Purge,
     Rename,
     SetAttr,
     Unlink,
@@ -26,6 +30,8 @@ from nodeserver.protocol.wire import (
 ID = 16
 HASH = 32
 PATH_MAX = 4096
+RULES_MAX = 1000
+NOTE_MAX = 4096
 XATTR_MAX = 64 * 1024
 """Bytes in the values of a file's extended attributes together."""
 KINDS = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK}
@@ -57,6 +63,37 @@ def check_bucket(new: NewBucket) -> None:
 def check_quota(quota: int | None) -> None:
     """Check a limit in bytes. Raises ``Invalid``."""
     _within((0, MAX_SIZE), quota_bytes=quota)
+
+
+def check_policy(policy: Policy, *, root: bool) -> None:
+    """Check what is to be kept, of a bucket's root or of another directory. Raises ``Invalid``."""
+    _within(_U32, max_versions=policy.max_versions, max_age=policy.max_age)
+    last = 0
+    for every, until in policy.keep:
+        _within(_U32, every=every, until=until)
+        if until <= last:
+            raise Invalid("the times until which versions are kept must grow")
+        last = until
+    if policy.max_share is not None and not (root and 0 <= policy.max_share <= 1):
+        raise Invalid("a share of the quota is a number from 0 to 1, in the policy of the bucket's root")
+    if len(policy.keep) > RULES_MAX or len(policy.exclude) > RULES_MAX:
+        raise TooLarge(f"a policy has at most {RULES_MAX} rules of a kind")
+    if any(not 0 < len(os.fsencode(glob)) <= NAME_MAX for glob in policy.exclude):
+        raise Invalid(f"a glob has 1 to {NAME_MAX} bytes")
+
+
+def check_note(note: str) -> None:
+    """Check what is written to a hold. Raises ``TooLarge``."""
+    if len(note) > NOTE_MAX:
+        raise TooLarge(f"a note has at most {NOTE_MAX} characters")
+
+
+def check_purge(purge: Purge) -> None:
+    """Check what is to be destroyed. Raises ``Invalid``."""
+    _ids(parent=purge.parent, **{f"version {n}": id_ for n, id_ in enumerate(purge.versions)})
+    check_names(purge.name)
+    if len(purge.versions) > MAX_VERSIONS:
+        raise TooLarge(f"at most {MAX_VERSIONS} versions are purged at once")
 
 
 def check_commit(commit: Commit) -> set[ChunkId]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 from sqlalchemy import Connection, and_, bindparam, insert, select, update
 
@@ -9,9 +11,10 @@ from nodeserver.metadata import tables
 from nodeserver.metadata.apply import apply
 from nodeserver.metadata.database import rows_of
 from nodeserver.metadata.errors import NoBucket
+from nodeserver.metadata.garbage import take_back
 from nodeserver.metadata.rows import Rows, write_back
 from nodeserver.metadata.tree import Tree
-from nodeserver.protocol.wire import Change, Commit, Committed, pack, unpack
+from nodeserver.protocol.wire import Change, ChunkId, Commit, Committed, pack, unpack
 
 _bucket, _log = tables.bucket.c, tables.commit.c
 
@@ -43,14 +46,20 @@ _FIND = select(_log.answer).where(
 _INSERT = insert(tables.commit)
 
 
-def commit(connection: Connection, bucket: int, batch: Commit, *, author: str, now_ns: int) -> Committed:
-    """Apply a checked batch; a repeat gets the first answer. Raises ``NoBucket``."""
+def commit(
+    connection: Connection, bucket: int, batch: Commit, *, author: str, now_ns: int, chunks: Collection[ChunkId] = ()
+) -> Committed:
+    """Apply a checked batch whose content is in ``chunks``; a repeat gets the first answer.
+
+    Raises ``NoBucket``, and ``Doomed`` when some of the chunks are being deleted.
+    """
     found = rows_of(connection, _LOAD, (batch.client, batch.batch, bucket))
     if not found:
         raise NoBucket("the bucket was deleted")
     root, seq, time_ns, used_bytes, used_files, quota, first = found[0]
     if first is not None:
         return unpack(first, Committed)
+    take_back(connection, bucket, chunks)
     seq, time_ns = seq + 1, max(now_ns, time_ns + 1)
     tree = Tree(Rows(connection, bucket), root, seq, used_bytes=used_bytes, used_files=used_files)
     answer = Committed(seq, time_ns, apply(tree, batch, time_ns=time_ns, quota=quota))

@@ -25,3 +25,19 @@ class BucketNotEmpty(Refusal):
 
 class HistoryGone(Refusal):
     """The log does not have the commits that were asked for."""
+
+
+class Held(Refusal):
+    """History that somebody holds."""
+
+
+class Current(Refusal):
+    """A version is the content of a file that exists."""
+
+
+class Doomed(Refusal):
+    """The chunks ``ids`` are being deleted: they must be stored anew."""
+
+    def __init__(self, ids: list[bytes]) -> None:
+        super().__init__(f"{len(ids)} chunks are not stored")
+        self.ids = ids

@@ -6,14 +6,19 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
 
-from nodeserver.metadata import buckets, commits, past, reads, versions
+from sqlalchemy import Connection
+
+from nodeserver.metadata import buckets, commits, past, purges, reads, versions
 from nodeserver.metadata.buckets import BucketRow
 from nodeserver.metadata.database import Database
 from nodeserver.metadata.migrations import STEPS, Step, migrate
+from nodeserver.metadata.purges import Destroyed
 from nodeserver.protocol.wire import (
     Change,
+    ChunkId,
     Commit,
     Committed,
     FileAnswer,
@@ -23,11 +28,15 @@ from nodeserver.protocol.wire import (
     NewBucket,
     Occupants,
     PastNames,
+    Purge,
     TreeListing,
     VersionAnswer,
     VersionId,
     Versions,
 )
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Metadata:
@@ -103,14 +112,35 @@ class Metadata:
         """Delete some of what a deleted bucket left; False when nothing is."""
         return await self._database.write(buckets.purge, bucket)
 
+    # For the other modules of this package, whose functions take a connection and the number of a bucket.
+
+    async def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``function(connection, …)`` in a read transaction."""
+        return await self._database.read(function, *args, **kwargs)
+
+    async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``function(connection, …)`` in a write transaction, durable when this returns."""
+        return await self._database.write(function, *args, **kwargs)
+
     # Content
 
-    async def commit(self, name: str, batch: Commit, *, author: str) -> Committed:
-        """Apply a batch that ``checks.check_commit`` accepted; durable when this returns."""
+    async def commit(self, name: str, batch: Commit, *, author: str, chunks: Collection[ChunkId] = ()) -> Committed:
+        """Apply a batch that ``checks.check_commit`` accepted; durable when this returns.
+
+        ``chunks`` are those that its content is in.
+        """
         bucket = (await self.identify(name)).bucket
-        answer = await self._database.write(commits.commit, bucket, batch, author=author, now_ns=time.time_ns())
+        now = time.time_ns()
+        answer = await self._database.write(commits.commit, bucket, batch, author=author, now_ns=now, chunks=chunks)
         self._wake(bucket)
         return answer
+
+    async def purge_history(self, name: str, op: Purge, *, author: str) -> Destroyed:
+        """Destroy versions for good."""
+        bucket = (await self.identify(name)).bucket
+        done = await self._database.write(purges.purge, bucket, op, author=author, now_ns=time.time_ns())
+        self._wake(bucket)
+        return done
 
     async def answered(self, name: str, batch: Commit) -> Committed | None:
         """The answer a batch got before, None when it was not applied."""

@@ -33,6 +33,8 @@ class Code(enum.Enum):
     BUCKET_EXISTS = "bucket-exists", HTTPStatus.CONFLICT, "The bucket exists"
     BUCKET_NOT_EMPTY = "bucket-not-empty", HTTPStatus.CONFLICT, "The bucket is not empty"
     MISSING_CHUNKS = "missing-chunks", HTTPStatus.CONFLICT, "The content refers to chunks that are not stored"
+    HELD = "held", HTTPStatus.CONFLICT, "The history is held"
+    CURRENT = "version-current", HTTPStatus.CONFLICT, "The version is the content of a file that exists"
     HISTORY_GONE = "history-gone", HTTPStatus.GONE, "The log no longer reaches back that far"
     TOO_LARGE = "too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is too large"
     CHECKSUM = "checksum-mismatch", HTTPStatus.UNPROCESSABLE_ENTITY, "The checksum does not match"

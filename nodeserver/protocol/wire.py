@@ -386,7 +386,8 @@ class Policy(msgspec.Struct, omit_defaults=True):
 
     keep: list[tuple[int, int]] = []
     """Pairs (every, until) of seconds: of versions younger than ``until`` the newest in each ``every`` stays; 0 keeps
-    all. Ascending. What is older than the last ``until`` goes."""
+    all. Ascending. What is older than the last ``until`` goes; without pairs, age takes nothing out. A version's age
+    counts from when it was superseded or deleted; slots go by when it was made."""
     max_versions: int | None = None
     """Of one file."""
     max_age: int | None = None

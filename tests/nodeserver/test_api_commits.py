@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from nodeserver.content.codec import HEADER, chunk_id, encode
+from nodeserver.content.manifest import pack_slices
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.ids import new_id
 from nodeserver.protocol.wire import (
@@ -260,8 +261,9 @@ def test_one_session_leaves_one_version(api: Api) -> None:
 def test_an_empty_file_and_holes_and_indirect_manifests(api: Api) -> None:
     id_ = api.new_file(b"f")
     assert api.commit(api.write(id_, b""))[0].status == "ok"
-    chunk = api.put_chunk(b"list of slices")
-    for size, manifest in ((10, Manifest([Slice(b"", 0, 10)])), (1 << 40, Manifest([Slice(chunk, 0, 14)], True))):
+    listed = pack_slices([Slice(b"", 0, 1 << 40)])
+    indirect = Manifest([Slice(api.put_chunk(listed), 0, len(listed))], True)
+    for size, manifest in ((10, Manifest([Slice(b"", 0, 10)])), (1 << 40, indirect)):
         write = Write(id_, new_id(), size, bytes(32), manifest, 1, 1, api.file(id_).version)
         assert api.commit(write)[0].status == "ok"
         assert (api.file(id_).size, api.file(id_).manifest) == (size, manifest)

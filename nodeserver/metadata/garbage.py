@@ -1,0 +1,136 @@
+"""Chunks that no version refers to, on their way out: see ``workers.collector`` for the order of things."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import msgspec
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from nodeserver.metadata import tables
+from nodeserver.metadata.errors import Doomed
+from nodeserver.protocol.wire import ChunkId, Manifest, VersionId
+
+PAGE = 500
+"""Versions looked at in one transaction."""
+
+IN_LIST = 500
+
+T = TypeVar("T")
+
+_version, _condemned = tables.version.c, tables.condemned.c
+_manifest = msgspec.msgpack.Decoder(Manifest)
+
+
+class Content(NamedTuple):
+    """What a version refers to."""
+
+    version: VersionId
+    manifest: Manifest
+
+
+def spare(
+    connection: Connection, bucket: int, after: VersionId, suspects: set[ChunkId], without: Collection[VersionId]
+) -> tuple[VersionId, list[Manifest]]:
+    """Take out of ``suspects`` what a page of versions refers to, but for those ``without``.
+
+    Returns the last of the page, empty at the end, and the manifests whose slices are stored in chunks.
+    """
+    rows = connection.execute(
+        select(_version.id, _version.manifest)
+        .where(_version.bucket == bucket, _version.id > after)
+        .order_by(_version.id)
+        .limit(PAGE)
+    )
+    indirect: list[Manifest] = []
+    last = b""
+    for last, packed in rows:
+        if last not in without:
+            manifest = _manifest.decode(packed)
+            suspects.difference_update(piece.chunk for piece in manifest.slices)
+            if manifest.indirect:
+                indirect.append(manifest)
+    return last, indirect
+
+
+def contents_of(connection: Connection, bucket: int, ids: Iterable[VersionId]) -> list[Content]:
+    """Those of some versions that exist."""
+    found = []
+    for some in groups(ids):
+        rows = connection.execute(
+            select(_version.id, _version.manifest).where(_version.bucket == bucket, _version.id.in_(some))
+        )
+        found += [Content(row.id, _manifest.decode(row.manifest)) for row in rows]
+    return found
+
+
+def take_back(connection: Connection, bucket: int, chunks: Collection[ChunkId]) -> None:
+    """A commit refers to ``chunks``: none of them goes. Raises ``Doomed`` when some are being deleted."""
+    if not chunks:
+        return
+    if not connection.execute(select(_condemned.chunk).where(_condemned.bucket == bucket).limit(1)).all():
+        return
+    doomed: list[ChunkId] = []
+    for some in groups(chunks):
+        these = (_condemned.bucket == bucket, _condemned.chunk.in_(some))
+        doomed += connection.execute(select(_condemned.chunk).where(*these, _condemned.doomed == 1)).scalars()
+        connection.execute(delete(tables.condemned).where(*these, _condemned.doomed == 0))
+    if doomed:
+        raise Doomed(doomed)
+
+
+def condemned(connection: Connection, bucket: int, first: int, beyond: int) -> dict[ChunkId, int]:
+    """The condemned chunks whose ids begin with a byte from ``first`` on and below ``beyond``, and since when."""
+    query = select(_condemned.chunk, _condemned.time_ns).where(
+        _condemned.bucket == bucket, _condemned.chunk >= bytes([first])
+    )
+    if beyond < 256:
+        query = query.where(_condemned.chunk < bytes([beyond]))
+    return {row.chunk: row.time_ns for row in connection.execute(query)}
+
+
+def condemn(connection: Connection, bucket: int, chunks: Collection[ChunkId], now_ns: int) -> None:
+    """Note chunks that are not condemned yet as no longer needed, unless the bucket was deleted."""
+    if connection.execute(select(tables.bucket.c.name).where(tables.bucket.c.bucket == bucket)).scalar() is None:
+        return
+    rows = [{"bucket": bucket, "chunk": chunk, "time_ns": now_ns, "doomed": 0} for chunk in chunks]
+    connection.execute(insert(tables.condemned), rows)
+
+
+def acquit(connection: Connection, bucket: int, chunks: Iterable[ChunkId]) -> None:
+    """Forget that chunks were condemned: they are needed, or they are gone."""
+    for some in groups(chunks):
+        these = (_condemned.bucket == bucket, _condemned.chunk.in_(some))
+        connection.execute(delete(tables.condemned).where(*these))
+
+
+def doom(connection: Connection, bucket: int, chunks: Iterable[ChunkId], before_ns: int) -> list[ChunkId]:
+    """Those of ``chunks`` that were condemned before a moment and not taken back: no commit can have them now."""
+    doomed: list[ChunkId] = []
+    for some in groups(chunks):
+        these = (_condemned.bucket == bucket, _condemned.chunk.in_(some), _condemned.time_ns < before_ns)
+        doomed += connection.execute(select(_condemned.chunk).where(*these)).scalars()
+        connection.execute(update(tables.condemned).where(*these).values(doomed=1))
+    return doomed
+
+
+def reprieve(connection: Connection) -> None:
+    """For chunks whose deletion was broken off: commits may take back those that are still stored."""
+    connection.execute(update(tables.condemned).where(_condemned.doomed == 1).values(doomed=0))
+
+
+def oldest(connection: Connection) -> int | None:
+    """Since when the chunk is condemned that is longest; None when none is."""
+    living = select(tables.bucket.c.bucket).where(tables.bucket.c.name.is_not(None))
+    query = select(func.min(_condemned.time_ns)).where(_condemned.bucket.in_(living))
+    found: int | None = connection.execute(query).scalar()
+    return found
+
+
+def groups(values: Iterable[T], size: int = IN_LIST) -> Iterator[list[T]]:
+    """The values in lists of ``size``; the default fits in a statement."""
+    rest = iter(values)
+    while some := list(islice(rest, size)):
+        yield some
