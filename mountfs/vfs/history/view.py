@@ -32,7 +32,11 @@ PINNED = 10.0
 PINNED_MOST = 600.0
 """for so many seconds at most: who copies ``@-1h`` by its path gets one tree."""
 PINS = 256
+"""Relative times remembered."""
 NEWEST = 2**63 - 1
+"""The last moment there is."""
+NO_NAME = b"/"
+"""What nothing is called."""
 
 
 class Cursor:
@@ -61,10 +65,10 @@ class Pin:
 
 
 class View:
-    """All of it. Directories of the live tree hold it under the name ``name``, empty when it is off."""
+    """All of it. Directories of the live tree hold it under the name ``name``."""
 
     def __init__(self, engine: Engine, options: MountOptions, live: Tree) -> None:
-        self.name = b"" if options.versions == "off" else os.fsencode(options.versions_name)
+        self.name = NO_NAME if options.versions == "off" else os.fsencode(options.versions_name)
         self.nodes = Nodes()
         self._only_root = options.versions == "root"
         self._engine = engine
