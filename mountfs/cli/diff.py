@@ -124,16 +124,20 @@ async def _side(talk: Talk, place: Target, history: list[Version], text: str) ->
     time_ns = parse_time(text)
     seq = (await talk.client.moment(talk.name, time_ns)).seq
     found = await versions.path_at(talk, place, seq) if seq else None
-    return Side(f"{place.shown}\t{local_time(time_ns)}", found[-1] if found else None, seq, utc_time(time_ns))
+    return Side(f"{_name(place)}\t{local_time(time_ns)}", found[-1] if found else None, seq, utc_time(time_ns))
+
+
+def _name(place: Target) -> str:
+    return printable(os.fsencode(place.shown))
 
 
 async def _of_version(talk: Talk, place: Target, version: Version) -> Side:
-    label = f"{place.shown}\t{local_time(version.committed_ns)} #{version.number} {versions.short(version.id)}"
+    label = f"{_name(place)}\t{local_time(version.committed_ns)} #{version.number} {versions.short(version.id)}"
     return Side(label, await versions.file_of(talk, version), version.seq, utc_time(version.committed_ns))
 
 
 async def _now(talk: Talk, place: Target) -> Side:
-    return Side(place.shown, await versions.file_at(talk, place.file, None) if place.file else None, None, None)
+    return Side(_name(place), await versions.file_at(talk, place.file, None) if place.file else None, None, None)
 
 
 async def _compare_trees(talk: Talk, before: Side, after: Side, count: Count) -> Answer:
@@ -237,7 +241,7 @@ def _show(place: Target, answer: Answer) -> None:
             click.echo(_colored(line), nl=False)
     elif not answer.same:
         for sign, side in (("---", answer.before), ("+++", answer.after)):
-            label = printable(os.fsencode(side.label.replace("\t", "  ")))
+            label = side.label.replace("\t", "  ")
             words = (_kind(side.file), f"hash {answer.hashes[side.label]}" if side.label in answer.hashes else "")
             click.echo(f"{sign} {label}: {', '.join(filter(None, words))}")
 

@@ -11,7 +11,7 @@ from mountfs import control
 from mountfs.cli.history import versions
 from mountfs.cli.history.node import Talk, talk_of
 from mountfs.cli.history.paths import Target, send_pending, target
-from mountfs.cli.history.show import local_time, print_json, utc_time
+from mountfs.cli.history.show import local_time, print_json, say, utc_time
 from mountfs.cli.live import GRACE
 from mountfs.errors import MountError
 from nodeserver.protocol.wire import Hold
@@ -48,7 +48,7 @@ def command(path: Path, note: str, release: bool, list_: bool, as_json: bool) ->
     for hold in holds:
         what = paths.get(hold.file, f"file {hold.file.hex()}") if list_ else place.shown
         words = (local_time(hold.time_ns), what, hold.note, f"[{hold.author}]")
-        click.echo("  ".join(filter(None, words)) if list_ else f"{what}: {'no longer held' if release else 'held'}")
+        say("  ".join(filter(None, words)) if list_ else f"{what}: {'no longer held' if release else 'held'}")
 
 
 async def _hold(talk: Talk, place: Target, note: str) -> list[Hold]:

@@ -11,7 +11,7 @@ import click
 from mountfs.cli.history import versions
 from mountfs.cli.history.node import Talk, talk_of
 from mountfs.cli.history.paths import send_pending, show_in_mount, target
-from mountfs.cli.history.show import local_time, print_json
+from mountfs.cli.history.show import local_time, print_json, say
 from mountfs.cli.options import show_size
 from mountfs.errors import MountError
 from nodeserver.protocol.wire import Purge, Purged, Version
@@ -60,7 +60,7 @@ def command(path: Path, ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
     if as_json:
         print_json({"path": place.shown, "versions": answer.versions, "bytes": answer.bytes, "seq": answer.seq})
     else:
-        click.echo(f"{path}: {answer.versions} versions destroyed, {show_size(answer.bytes)} come free")
+        say(f"{path}: {answer.versions} versions destroyed, {show_size(answer.bytes)} come free")
 
 
 def _ask(path: str, going: list[Version], live: bool) -> None:

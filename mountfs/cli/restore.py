@@ -12,7 +12,7 @@ from mountfs.cli.history import restoring, versions
 from mountfs.cli.history.node import Talk, talk_of
 from mountfs.cli.history.paths import Target, send_pending, show_in_mount, target
 from mountfs.cli.history.restoring import Outcome
-from mountfs.cli.history.show import local_time, parse_time, print_json, printable
+from mountfs.cli.history.show import local_time, parse_time, print_json, printable, say
 from mountfs.cli.progress import Count, counting
 from mountfs.errors import MountError
 
@@ -91,14 +91,14 @@ def _show(goal: Target, outcome: Outcome, changes: list[tuple[bytes, Any]], dry_
     for at in outcome.plan.unlinked:
         click.echo(f"mountfs: {printable(_join(top, at))}: restored, but no hard link; --delete makes it one", err=True)
     if not changes:
-        click.echo(f"{goal.shown}: the same already; nothing to do")
+        say(f"{goal.shown}: the same already; nothing to do")
         return
     counts = [
         f"{sum(SIGNS[kind] == sign for _, kind in changes)} {word}"
         for sign, word in (("+", "back"), ("~", "changed"), ("-", "removed"))
         if any(SIGNS[kind] == sign for _, kind in changes)
     ]
-    click.echo(f"{goal.shown}: {', '.join(counts)}" + (" (dry run: nothing was done)" if dry_run else ""))
+    say(f"{goal.shown}: {', '.join(counts)}" + (" (dry run: nothing was done)" if dry_run else ""))
 
 
 def _join(top: bytes, path: bytes) -> bytes:

@@ -14,7 +14,7 @@ from mountfs.cli.bucket import server, server_options
 from mountfs.cli.history import policy as policies
 from mountfs.cli.history.node import Talk, talk, talk_of
 from mountfs.cli.history.paths import target
-from mountfs.cli.history.show import print_json
+from mountfs.cli.history.show import print_json, say
 from mountfs.cli.options import show_size
 from mountfs.cli.progress import waiting
 from mountfs.errors import MountError, NotMounted
@@ -151,6 +151,6 @@ def _show(answer: dict[str, Any], *, dry_run: bool) -> None:
             f" {show_size(report['bytes'])} {'would come' if dry_run else 'come'} free"
         )
         return
-    click.echo(f"{answer['path']}: {ORIGINS[answer['origin']]}")
+    say(f"{answer['path']}: {ORIGINS[answer['origin']]}")
     for name, value in answer["policy"].items():
         click.echo(f"{name}={value}")

@@ -10,7 +10,7 @@ import click
 
 from mountfs import control, mounts
 from mountfs.cli import live
-from mountfs.errors import NotMounted, Pending
+from mountfs.errors import MountError, NotMounted, Pending
 
 CATCH_UP = 15.0
 """Seconds a mount may take to show what was just committed."""
@@ -67,7 +67,13 @@ def target(path: str | os.PathLike[str]) -> Target:
 
 
 def send_pending(place: Target) -> None:
-    """Send what is pending in the mount: history is what the server has. Raises ``Pending`` when it does not go."""
+    """Send what is pending in the mount: history is what the server has.
+
+    Raises ``Pending`` when it does not go, ``MountError`` at once when the server is known to be away.
+    """
+    status = control.call(place.record.control, "status", timeout=live.GRACE)
+    if not status["connected"]:
+        raise MountError(f"{place.record.url} does not answer, and history is there; mountfs status tells since when")
     deadline = place.record.drain_deadline
     pending = live.drain(place.record, "sync", {}, deadline=deadline)
     if pending:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +29,11 @@ def printable(path: bytes) -> str:
     """A path for people; whatever a terminal might take for more than text is escaped."""
     text = path.decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: str) -> None:
+    """A line on standard output, in which paths may have any bytes."""
+    click.echo(printable(os.fsencode(text)))
 
 
 def print_json(value: Any) -> None:

@@ -46,17 +46,23 @@ async def find(talk: Talk, target: Target) -> Spot:
         above = target.directories[:-1] if is_dir else target.directories
         name = target.names[-1] if target.names else b""
         return Spot(above[-1] if above else b"", name, target.file, target.mode, live=True)
-    directory = target.directories[-1]
-    *parents, name = target.left
-    for parent in parents:
-        were = [one for one in await _occupants(talk, directory, parent) if stat.S_ISDIR(one.mode)]
-        if not were:
-            raise nothing(target)
-        directory = were[-1].file
-    occupants = await _occupants(talk, directory, name)
-    if not occupants:
+    spot = await _was_below(talk, target.directories[-1], target.left)
+    # The directories of the path may have had others before them under their names.
+    spot = spot or await _was_below(talk, talk.bucket.root, target.names)
+    if spot is None:
         raise nothing(target)
-    return Spot(directory, name, occupants[-1].file, occupants[-1].mode, live=False)
+    return spot
+
+
+async def _was_below(talk: Talk, directory: FileId, names: Sequence[bytes]) -> Spot | None:
+    """Who had a path below a directory last, in the newest of its directories that ever had it."""
+    occupants = await _occupants(talk, directory, names[0])
+    if len(names) == 1:
+        return Spot(directory, names[0], occupants[-1].file, occupants[-1].mode, live=False) if occupants else None
+    for one in reversed(occupants):
+        if stat.S_ISDIR(one.mode) and (spot := await _was_below(talk, one.file, names[1:])):
+            return spot
+    return None
 
 
 async def _occupants(talk: Talk, directory: FileId, name: bytes) -> list[wire.Occupant]:

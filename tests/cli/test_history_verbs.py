@@ -1,0 +1,436 @@
+"""log, diff, restore and undo on a real mount."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.past import Past, capture, same_trees
+from tests.conftest import MakeMount
+from tests.harness import BIN, Node, command, eventually
+
+
+@pytest.fixture
+def past(module_node: Node, make_mount: MakeMount, request: pytest.FixtureRequest) -> Past:
+    """A mount of a bucket of its own."""
+    bucket = module_node.create_bucket(f"b{abs(hash(request.node.nodeid)) % 10**12}")
+    return Past(make_mount(module_node, bucket))
+
+
+@pytest.fixture
+def where(past: Past) -> Path:
+    return past.path
+
+
+def test_log_of_a_file_goes_back_over_its_names(past: Past, where: Path) -> None:
+    past.write("draft", "one")
+    (where / "draft").rename(where / "report")
+    past.write("report", "two, longer")
+    (where / "report.tmp").write_text("three")
+    (where / "report.tmp").replace(where / "report")
+    events = past.json("log", where / "report")
+    assert [event["seq"] for event in events] == sorted((event["seq"] for event in events), reverse=True)
+    written = [event for event in events if event["event"] == "write"]
+    assert [(event["number"], event["size"]) for event in written] == [(3, 5), (2, 11), (1, 3)]
+    assert {"draft", "report", "report.tmp"} >= {event["path"] for event in events}
+    assert ("rename", "draft", "report") in {(it["event"], it["path"], it["new_path"]) for it in events}
+    assert all(event["time"].endswith("Z") and event["author"] and event["client"] for event in events)
+    assert set(events[0]) == {
+        "time", "event", "path", "new_path", "version", "number", "size", "detail", "author", "client", "file", "seq",
+    }  # fmt: skip
+    lines = past.run("log", where / "report").splitlines()
+    assert len(lines) == len(events)
+    short = written[0]["version"][-8:]
+    assert f"#3 {short}  5 B" in next(line for line in lines if short in line)
+    assert f"{time.localtime().tm_year}-" in lines[0]
+    assert past.run("log", where / "report", "-n", "2").splitlines() == lines[:2]
+    assert past.run("log", where / "report", "-n", "0").splitlines() == lines
+
+
+def test_log_shows_times_in_the_zone_of_the_user(past: Past, where: Path) -> None:
+    past.write("file", "x")
+    [utc, *_] = past.json("log", where / "file")
+    shown = []
+    for zone in ("UTC", "Asia/Kolkata"):
+        args = [str(part) for part in ("log", where / "file", "-n", "1")]
+        result = subprocess.run(
+            [BIN / "mountfs", *args],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"TZ": zone},
+            timeout=60,
+        )
+        assert "-n 0 shows all" in result.stderr
+        shown.append(result.stdout[:19])
+    assert shown[0] == utc["time"][:19].replace("T", " ")
+    assert shown[1][14:16] != shown[0][14:16], "half an hour apart"
+
+
+def test_log_of_a_directory_and_of_what_is_deleted(past: Past, where: Path) -> None:
+    (where / "a/b").mkdir(parents=True)
+    past.write("a/b/file", "x")
+    (where / "a").rename(where / "c")
+    past.write("c/b/other", "y")
+    subprocess.run(["rm", "-r", where / "c"], check=True)
+    past.moment()
+    paths = {event["path"] for event in past.json("log", where)}
+    assert {"a/b/file", "c/b/other", "c"} <= paths, "as they were"
+    assert {event["event"] for event in past.json("log", where / "c/b/file")} >= {"write", "unlink"}
+    assert {event["path"] for event in past.json("log", where / "c/b")} >= {"a/b/file", "c/b/other"}
+    assert "nothing was there" in past.refused("log", where / "c/b/never")
+    assert "nothing was there" in past.refused("log", where / "never/never")
+
+
+def test_diff_of_texts(past: Past, where: Path) -> None:
+    past.write("file", "one\ntwo\nthree\n")
+    first = past.moment()
+    past.write("file", "one\n2\nthree\n")
+    past.write("file", "one\n2\n3\n")
+    assert "-three\n+3\n" in past.run("diff", where / "file", code=1)
+    all_changed = past.run("diff", where / "file", "#1", code=1)
+    assert "-two\n-three\n+2\n+3\n" in all_changed
+    assert past.run("diff", where / "file", first, code=1).partition("@@")[2] == all_changed.partition("@@")[2]
+    assert past.run("diff", where / "file", "#3") == ""
+    assert past.run("diff", where / "file", "#2", first, code=1).endswith("-2\n+two\n three\n")
+    name = os.listdir(where / ".versions/file")[0]
+    assert "+3" in past.run("diff", where / ".versions/file" / name, code=1)
+    assert "+3" in past.run("diff", where / "file", name, code=1)
+    found = past.json("diff", where / "file", "#1", "#2", code=1)
+    assert (found["same"], found["a"]["size"], found["b"]["exists"]) == (False, 14, True)
+    assert "-two\n+2\n" in found["diff"]
+    assert past.json("diff", where / "file", "#3", "now")["same"] is True
+    # What patch(1) takes is the way from one to the other.
+    (where / "copy").write_text("one\ntwo\nthree\n")
+    subprocess.run(["patch", "-s", where / "copy"], input=all_changed, text=True, check=True, cwd="/")
+    assert (where / "copy").read_text() == "one\n2\n3\n"
+
+
+def test_diff_of_what_is_no_text_or_not_there(past: Past, where: Path) -> None:
+    past.write("file", "one\n")
+    (where / "file").write_bytes(b"\0\1")
+    past.moment()
+    before, after = past.run("diff", where / "file", code=1).splitlines()
+    assert "4 bytes" in before
+    assert "2 bytes" in after
+    assert "hash" in after
+    (where / "file").unlink()
+    assert "2 bytes" in past.run("diff", where / "file", code=1)
+    assert "nothing" in past.run("diff", where / "file", code=1)
+    assert "-one\n" in past.run("diff", where / "file", "#1", code=1)
+
+
+def test_diff_sees_content_in_whatever_chunks(past: Past, where: Path) -> None:
+    with open(where / "file", "wb") as file:
+        for part in (b"a" * 5000, b"b" * 5000):
+            file.write(part)
+            os.fsync(file.fileno())
+    past.moment()
+    (where / "new").write_bytes(b"a" * 5000 + b"b" * 5000)
+    (where / "new").replace(where / "file")
+    assert past.run("diff", where / "file") == ""
+
+
+def test_diff_answers_trouble_with_2(past: Past, where: Path) -> None:
+    past.write("file", "one\n")
+    assert "no version before" in past.refused("diff", where / "file", code=2)
+    assert "is not a time" in past.refused("diff", where / "file", "nonsense", code=2)
+    assert "no version #7" in past.refused("diff", where / "file", "#7", code=2)
+    assert "say since when" in past.refused("diff", where, code=2)
+    assert "nothing was there" in past.refused("diff", where / "never", "-1h", code=2)
+    assert "not in a mountfs mount" in past.refused("diff", "/", "-1h", code=2)
+
+
+def test_diff_of_directories(past: Past, where: Path) -> None:
+    (where / "sub").mkdir()
+    for name in ("gone", "moved", "changed", "mode", "sub/kept"):
+        (where / name).write_text(name)
+    then = past.moment()
+    (where / "gone").unlink()
+    (where / "moved").rename(where / "sub/here")
+    (where / "changed").write_text("now")
+    (where / "mode").chmod(0o755)
+    (where / "sub").rename(where / "dir")
+    (where / "added").write_text("x")
+    lines = past.run("diff", where, then, code=1).splitlines()
+    assert lines[0] == "+ added"
+    assert lines[1].startswith("~ changed (7 bytes")
+    assert lines[2:] == ["- gone", "~ mode (attributes)", "> moved -> dir/here", "> sub -> dir"]
+    later = past.moment()
+    (where / "added").unlink()
+    assert past.run("diff", where, then, later, code=1).splitlines() == lines
+    found = past.json("diff", where, then, later, code=1)["differences"]
+    assert [(it["change"], it["path"], it["new_path"]) for it in found][4:] == [
+        ("moved", "moved", "dir/here"),
+        ("moved", "sub", "dir"),
+    ]
+    assert found[0]["a"] == {"exists": False}
+    assert found[0]["b"]["size"] == 1
+    assert past.run("diff", where, then, then) == ""
+    result = command("mountfs", "diff", where, "-1d")
+    assert (result.returncode, result.stderr) == (1, ""), "from before there was anything"
+
+
+def test_restore_of_a_version(past: Past, where: Path) -> None:
+    past.write("file", "one")
+    (where / "file").chmod(0o640)
+    os.setxattr(where / "file", "user.note", b"first")
+    os.utime(where / "file", ns=(1, 10**18))
+    past.moment()
+    past.write("file", "two")
+    version = past.json("log", where / "file")
+    first = next(event["version"] for event in version if event["number"] == 1)
+    assert past.json("restore", where / "file", "--version", first, "--dry-run")["changes"] == [
+        {"path": str(where / "file"), "change": "content"}
+    ]
+    assert (where / "file").read_text() == "two", "a dry run changes nothing"
+    assert past.run("restore", where / "file", "--version", first[-8:]) == f"{where}/file: 1 changed\n"
+    assert (where / "file").read_text() == "one"
+    assert "the same already" in past.run("restore", where / "file", "--version", "#1")
+    numbers = [event["number"] for event in past.json("log", where / "file") if event["event"] == "write"]
+    assert numbers == [3, 2, 1], "history only grows"
+    past.run("restore", where / ".versions/file/previous")
+    assert (where / "file").read_text() == "two"
+
+
+def test_restore_at_a_time_brings_all_attributes_back(past: Past, where: Path) -> None:
+    (where / "file").write_text("one")
+    (where / "file").chmod(0o640)
+    os.setxattr(where / "file", "user.note", b"first")
+    os.utime(where / "file", ns=(1, 10**18 + 1))
+    then = past.moment()
+    (where / "file").write_text("two")
+    (where / "file").chmod(0o666)
+    os.removexattr(where / "file", "user.note")
+    past.run("restore", where / "file", "--at", then)
+    status = (where / "file").stat()
+    assert (where / "file").read_text() == "one"
+    assert (status.st_mode & 0o777, status.st_mtime_ns) == (0o640, 10**18 + 1)
+    assert os.getxattr(where / "file", "user.note") == b"first"
+    assert "the same already" in past.run("restore", where / "file", "--at", then)
+
+
+def test_restore_elsewhere(past: Past, where: Path, tmp_path: Path) -> None:
+    (where / "dir").mkdir()
+    then = past.write("dir/file", "one")
+    past.write("dir/file", "two")
+    past.run("restore", where / "dir/file", "--at", then, "--to", where / "copy")
+    assert (where / "copy").read_text() == "one"
+    past.run("restore", where / "dir/file", "--version", "#1", "--to", where)
+    assert (where / "file").read_text() == "one"
+    past.run("restore", where / ".versions" / f"@{then}" / "dir", "--to", where / "dir2")
+    assert (where / "dir2/file").read_text() == "one"
+    assert (where / "dir/file").read_text() == "two"
+    at = "--at", then
+    for to in (where / "copy", where / "dir2", where / "dir"):
+        source = where / ("dir" if to.name == "dir2" else "dir/file")
+        assert "exists" in past.refused("restore", source, *at, "--to", to)
+    assert "no directory" in past.refused("restore", where / "dir/file", *at, "--to", where / "x/y")
+    assert "not in a mountfs mount" in past.refused("restore", where / "dir", *at, "--to", tmp_path / "x", code=5)
+
+
+def test_restore_refuses_what_it_cannot(past: Past, where: Path) -> None:
+    (where / "dir").mkdir()
+    then = past.write("dir/file", "one")
+    subprocess.run(["rm", "-r", where / "dir"], check=True)
+    (where / "dir").write_text("in the way")
+    past.moment()
+    assert "--delete" in past.refused("restore", where / "dir", "--at", then)
+    assert "no directory now" in past.refused("restore", where / "dir/file", "--at", then)
+    assert "nothing was there" in past.refused("restore", where / "never", "--at", then)
+    assert "history begins later" in past.refused("restore", where / "dir", "--at", "2001-01-01")
+    assert "is not a time" in past.refused("restore", where / "dir", "--at", "soon")
+    assert "no version #9" in past.refused("restore", where / "dir", "--version", "#9")
+    assert "use restore" not in past.refused("restore", where, "--version", "#1")
+    for args in ([], ["--at", "now", "--version", "#1"]):
+        assert command("mountfs", "restore", where / "dir", *args).returncode == 2
+    assert (where / "dir").read_text() == "in the way"
+    past.run("restore", where / "dir", "--at", then, "--delete")
+    assert (where / "dir/file").read_text() == "one"
+
+
+def make_tree(top: Path) -> None:
+    (top / "sub/deep").mkdir(parents=True)
+    for number in range(20):
+        (top / f"sub/deep/{number}").write_text(f"file {number}\n" * number)
+    (top / "large").write_bytes(os.urandom(3 << 20))
+    os.link(top / "large", top / "sub/link")
+    (top / "symlink").symlink_to("sub/deep")
+    os.mkfifo(top / "fifo")
+    (top / "sub/deep/3").chmod(0o600)
+    os.utime(top / "sub", ns=(0, 10**18))
+    os.setxattr(top / "sub/deep", "user.x", b"y")
+
+
+def spoil_tree(top: Path) -> None:
+    (top / "sub/deep/1").unlink()
+    (top / "sub/deep/2").write_text("other")
+    (top / "sub/deep/3").chmod(0o644)
+    (top / "sub/link").unlink()
+    (top / "symlink").unlink()
+    (top / "symlink").symlink_to("elsewhere")
+    (top / "sub/deep").rename(top / "moved")
+    (top / "sub/deep").write_text("a file now")
+    (top / "added").mkdir()
+    (top / "added/file").write_text("x")
+
+
+def test_restore_makes_a_tree_what_it_was(past: Past, where: Path, tmp_path: Path) -> None:
+    make_tree(where / "tree")
+    then = past.moment()
+    capture(where / "tree", tmp_path / "then")
+    spoil_tree(where / "tree")
+    past.moment()
+    capture(where / "tree", tmp_path / "spoilt")
+    planned = past.json("restore", where / "tree", "--at", then, "--delete", "--dry-run")
+    assert same_trees(tmp_path / "spoilt", where / "tree"), "a dry run changes nothing"
+    spoilt = past.moment()
+    done = past.json("restore", where / "tree", "--at", then, "--delete")
+    assert (done["changes"], done["problems"], planned["seq"]) == (planned["changes"], [], 0)
+    assert same_trees(tmp_path / "then", where / "tree")
+    assert (where / "tree/large").stat().st_nlink == 2
+    assert "nothing to do" in past.run("restore", where / "tree", "--at", then, "--delete")
+    past.run("restore", where / "tree", "--at", spoilt, "--to", where / "again")
+    assert same_trees(tmp_path / "spoilt", where / "again")
+    past.run("restore", where / "tree", "--at", spoilt, "--delete")
+    assert same_trees(tmp_path / "spoilt", where / "tree")
+
+
+def test_restore_leaves_what_was_made_since(past: Past, where: Path) -> None:
+    (where / "dir").mkdir()
+    (where / "dir/a").write_text("a")
+    then = past.moment()
+    (where / "dir/a").unlink()
+    (where / "dir/b").write_text("b")
+    assert past.run("restore", where / "dir", "--at", then, "--dry-run").splitlines()[-2:] == [
+        f"+ {where}/dir/a",
+        f"{where}/dir: 1 back, 1 changed (dry run: nothing was done)",
+    ]
+    past.run("restore", where / "dir", "--at", then)
+    assert {path.name: path.read_text() for path in (where / "dir").iterdir()} == {"a": "a", "b": "b"}
+
+
+def test_a_deleted_tree_comes_back_and_a_file_of_it_too(past: Past, where: Path, tmp_path: Path) -> None:
+    make_tree(where / "above/tree")
+    then = past.moment()
+    capture(where / "above", tmp_path / "then")
+    subprocess.run(["rm", "-r", where / "above"], check=True)
+    past.moment()
+    past.run("restore", where / "above/tree/sub/deep/5", "--at", then)
+    assert (where / "above/tree/sub/deep/5").read_text() == "file 5\n" * 5
+    assert os.listdir(where / "above/tree") == ["sub"], "its directories, and nothing else in them"
+    subprocess.run(["rm", "-r", where / "above"], check=True)
+    past.moment()
+    past.run("restore", where / "above/tree/sub/deep/7", "--version", "#1")
+    assert (where / "above/tree/sub/deep/7").read_text() == "file 7\n" * 7
+    past.run("restore", where / "above", "--at", then)
+    assert same_trees(tmp_path / "then", where / "above")
+
+
+def test_a_directory_means_itself_under_whatever_name_it_had(past: Past, where: Path) -> None:
+    (where / "old").mkdir()
+    then = past.write("old/file", "one")
+    (where / "old").rename(where / "new")
+    past.write("new/file", "two")
+    (where / "old").mkdir()
+    past.write("old/other", "x")
+    past.run("restore", where / "new", "--at", then)
+    assert (where / "new/file").read_text() == "one"
+    past.run("restore", where / "old", "--at", then)
+    assert (where / "old/file").read_text() == "one", "what had the name then, as this one was not there"
+    (where / "elsewhere").mkdir()
+    (where / "new/file").rename(where / "elsewhere/file")
+    past.write("elsewhere/file", "three")
+    past.run("restore", where / "elsewhere/file", "--at", then)
+    assert (where / "elsewhere/file").read_text() == "one", "its history came along"
+
+
+def test_undo_and_undo_again(past: Past, where: Path) -> None:
+    past.write("file", "one")
+    past.write("file", "two")
+    past.run("undo", where / "file")
+    assert (where / "file").read_text() == "one"
+    past.run("undo", where / "file")
+    assert (where / "file").read_text() == "two"
+    assert past.json("undo", where / "file")["changes"] == [{"path": str(where / "file"), "change": "content"}]
+    assert (where / "file").read_text() == "one"
+
+
+def test_undo_brings_back_what_was_deleted(past: Past, where: Path) -> None:
+    past.write("file", "one")
+    (where / "file").unlink()
+    assert past.run("undo", where / "file") == f"{where}/file: 1 back\n"
+    assert (where / "file").read_text() == "one"
+    assert past.run("undo", where / "file") == f"{where}/file: 1 removed\n"
+    assert not (where / "file").exists()
+    past.run("undo", where / "file")
+    past.write("file", "two")
+    past.run("undo", where / "file")
+    assert (where / "file").read_text() == "one"
+
+
+def test_undo_brings_a_directory_back_with_all_that_went_along(past: Past, where: Path, tmp_path: Path) -> None:
+    make_tree(where / "tree")
+    (where / "tree/earlier").write_text("x")
+    past.moment()
+    (where / "tree/earlier").unlink()
+    (where / "tree/last").write_text("changed after that")
+    past.moment()
+    capture(where / "tree", tmp_path / "then")
+    for name in ("sub", "."):  # in more than one commit, as large deletions are
+        subprocess.run(["rm", "-r", where / "tree" / name] if name != "." else ["rm", "-r", where / "tree"], check=True)
+        past.moment()
+    past.run("undo", where / "tree")
+    assert same_trees(tmp_path / "then", where / "tree")
+
+
+def test_undo_refuses_what_it_cannot(past: Past, where: Path) -> None:
+    past.write("file", "one")
+    assert "no version before" in past.refused("undo", where / "file")
+    (where / "dir").mkdir()
+    (where / "link").symlink_to("file")
+    assert "restore" in past.refused("undo", where / "dir")
+    assert "restore" in past.refused("undo", where / "link")
+    assert "nothing was there" in past.refused("undo", where / "never")
+    assert "not in a mountfs mount" in past.refused("undo", "/etc/passwd", code=5)
+
+
+def test_verbs_tell_that_the_server_is_away(make_mount: MakeMount, node: Node) -> None:
+    past = Past(make_mount(node, node.create_bucket("files")))
+    past.write("file", "one")
+    node.stop()
+    assert node.url in past.refused("undo", past.path / "file")
+    (past.path / "file").write_text("two")
+    eventually(lambda: not past.mount.status()["connected"], what="the mount knows")
+    assert "does not answer" in past.refused("diff", past.path / "file", code=2), "and waits for nothing"
+    node.start()
+
+
+def test_all_buckets_mounted_together(module_node: Node, make_mount: MakeMount) -> None:
+    for name in ("together-one", "together-two"):
+        module_node.create_bucket(name)
+    past = Past(make_mount(module_node))
+    then = past.write("together-one/file", "one")
+    past.write("together-one/file", "two")
+    past.run("restore", past.path / "together-one/file", "--at", then)
+    assert (past.path / "together-one/file").read_text() == "one"
+    assert past.json("log", past.path / "together-one")[-1]["path"] == "file"
+    line = past.refused("restore", past.path / "together-one/file", "--at", then, "--to", past.path / "together-two/x")
+    assert "cp -a" in line
+    assert "not in a bucket" in past.refused("log", past.path)
+    assert "not in a bucket" in past.refused("log", past.path / "never")
+
+
+def test_names_of_any_bytes(past: Past, where: Path) -> None:
+    name = os.fsdecode(b"\xff\n caf\xc3\xa9")
+    then = past.write(name, "one")
+    past.write(name, "two")
+    past.run("restore", where / name, "--at", then)
+    assert (where / name).read_text() == "one"
+    assert "\\xff\\n café" in past.run("log", where)
+    assert json.loads(json.dumps(past.json("log", where)))[-1]["path"] == name
