@@ -7,6 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nodeserver.http.codec import (
+    MAX_SEQ,
     answer,
     at_parameter,
     base64_parameter,
@@ -72,11 +73,20 @@ async def version(request: Request) -> Response:
     return answer(request, await services(request).metadata.version(bucket, id_))
 
 
+async def log(request: Request) -> Response:
+    identity(request)
+    bucket, id_ = request.path_params["bucket"], hex_id(request, "file", 16)
+    before = integer_parameter(request, "before", 0, 0, MAX_SEQ)
+    limit = integer_parameter(request, "limit", MAX_VERSIONS, 1, MAX_VERSIONS)
+    return answer(request, await services(request).metadata.log(bucket, id_, before, limit))
+
+
 ROUTES = [
     Route("/v1/buckets/{bucket}/moment", moment),
     Route("/v1/buckets/{bucket}/files/{file}/tree", tree),
     Route("/v1/buckets/{bucket}/files/{file}/names", names),
     Route("/v1/buckets/{bucket}/files/{file}/versions", versions),
     Route("/v1/buckets/{bucket}/files/{file}/occupants", occupants),
+    Route("/v1/buckets/{bucket}/files/{file}/log", log),
     Route("/v1/buckets/{bucket}/versions/{version}", version),
 ]

@@ -11,7 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from nodeserver.metadata import buckets, commits, past, purges, reads, versions
+from nodeserver.metadata import buckets, commits, events, past, purges, reads, versions
 from nodeserver.metadata.buckets import BucketRow
 from nodeserver.metadata.database import Database
 from nodeserver.metadata.migrations import STEPS, Step, migrate
@@ -21,6 +21,7 @@ from nodeserver.protocol.wire import (
     ChunkId,
     Commit,
     Committed,
+    Events,
     FileAnswer,
     FileId,
     Listing,
@@ -202,6 +203,10 @@ class Metadata:
     async def version(self, name: str, id_: VersionId) -> VersionAnswer:
         """A version with its whole manifest."""
         return await self._database.read(versions.version, (await self.identify(name)).bucket, id_)
+
+    async def log(self, name: str, id_: FileId, before: int, limit: int) -> Events:
+        """A page of what happened to a file, or below a directory, newest first; from the newest with ``before`` 0."""
+        return await self._database.read(events.log, (await self.identify(name)).bucket, id_, before, limit)
 
     async def occupants(self, name: str, directory: FileId, entry: bytes) -> Occupants:
         """Who has or had a name, oldest first."""

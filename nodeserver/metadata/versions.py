@@ -10,12 +10,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, literal_column, select
 
 from nodeserver.metadata import tables
+from nodeserver.metadata.above import Above
 from nodeserver.metadata.errors import NoFile
 from nodeserver.metadata.lineage import Relative, Stay, heirs_of, reach, relatives, stays
 from nodeserver.metadata.past import PAST, row_then, then
 from nodeserver.metadata.privacy import Access, restrict
 from nodeserver.metadata.reads import SHORT_MANIFEST, manifest_of, newest_seq
-from nodeserver.metadata.rows import Rows, slices
+from nodeserver.metadata.rows import slices
 from nodeserver.metadata.tables import LIVE
 from nodeserver.metadata.tree import Place
 from nodeserver.protocol.wire import (
@@ -82,7 +83,6 @@ _SPANS = [
 _TIMES = select(tables.commit.c.seq, tables.commit.c.time_ns).where(
     tables.commit.c.bucket == bindparam("bucket"), tables.commit.c.seq.in_(bindparam("seqs", expanding=True))
 )
-_HOLDS = select(tables.hold.c.file).where(tables.hold.c.bucket == bindparam("bucket"))
 _KIND = select(_file.mode).where(_file.bucket == bindparam("bucket"), _file.id == bindparam("id"))
 
 
@@ -214,7 +214,9 @@ def _shown(
 ) -> list[Version]:
     gone = {row.file: (row.file, row.file_mode, place) for row in rows if not known[row.file].nlink}
     heirs = heirs_of(connection, bucket, list(gone.values()))
-    held = _held(connection, bucket, {row.file for row in rows}, place)
+    above = Above(connection, bucket)
+    all_held = place is not None and above.is_held(place[0])
+    held = {file: all_held or above.held(file) for file in {row.file for row in rows}}
     found = []
     for row in rows:
         access = Access(row.file_mode, row.file_uid, row.file_gid)
@@ -225,26 +227,8 @@ def _shown(
                 **{name: getattr(row, name) for name in _FIELDS},
                 **access._asdict(),
                 current=row.id in heads,
-                held=row.file in held,
+                held=held[row.file],
                 manifest=manifest_of(row.manifest) if row.manifest else None,
             )
         )
     return found
-
-
-def _held(connection: Connection, bucket: int, files: set[FileId], place: Place | None) -> set[FileId]:
-    """Those of ``files`` that are held, or that a directory above is."""
-    holds = set(connection.scalars(_HOLDS, {"bucket": bucket}))
-    if not holds:
-        return set()
-    rows = Rows(connection, bucket)
-    held: set[FileId] = set()
-    for file in files:
-        above: list[FileId] = [file, *([place[0]] if place else [])]
-        while above and not held.issuperset({file}):
-            id_ = above.pop()
-            if id_ in holds:
-                held.add(file)
-            last = rows.last_place(id_)
-            above += [parent for parent, _ in rows.places(id_) or ([last] if last else [])]
-    return held
