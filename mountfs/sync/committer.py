@@ -7,6 +7,7 @@ here or there, the same batch is sent again and applied once.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import math
@@ -299,7 +300,11 @@ class Committer:
         ]
         stay = {upload.content.ino for upload in refused}
         rows = [row for row in batch.rows if not (row.op == Op.WRITE and row.ino in stay)]
-        taken = [upload for upload in batch.uploads.values() if upload.content.ino not in stay]
+        taken = [
+            dataclasses.replace(upload, version=answer.results[index].version or upload.version)  # ``same``: the head's
+            for index, upload in batch.uploads.items()
+            if upload.content.ino not in stay
+        ]
         try:
             with context.db.transaction():
                 cached = [context.staging.committed(it.snapshot, it.slices, it.version) for it in taken]
