@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import machine, memory
+from benchmarks import history, machine, memory
 from benchmarks.measures import MIB
 from benchmarks.report import RESULTS, Results, show
 from benchmarks.source import pack_source_tree
@@ -37,6 +37,9 @@ def main() -> int:
         if options.memory:
             report, failed = memory.measure(base, options.files, options.bytes * MIB, console)
             text = memory.to_json(about, report)
+        elif options.history:
+            lines, failed = history.measure(base, history.QUICK if options.quick else history.Sizes(), console)
+            text = history.to_json(about, lines)
         else:
             sizes = QUICK if options.quick else Sizes()
             results = _measure(base, options, sizes, console)
@@ -46,7 +49,7 @@ def main() -> int:
     output = options.output
     partial = options.quick or options.only or options.system or options.no_juicefs or failed
     if output is None and not partial:
-        kind = "memory" if options.memory else "speed"
+        kind = "memory" if options.memory else "history" if options.history else "speed"
         output = RESULTS / f"{date:%Y-%m-%dT%H-%M-%SZ}-{kind}.json"
     if output is not None:
         output.parent.mkdir(exist_ok=True)
@@ -92,6 +95,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--output", metavar="FILE", type=Path, help="keep the results there, of any run")
     parser.add_argument("--memory", action="store_true", help="measure the daemon's memory instead of speed")
+    parser.add_argument("--history", action="store_true", help="measure what looking back costs instead of speed")
     parser.add_argument("--files", metavar="N", type=int, default=200_000, help="--memory: files to walk over")
     parser.add_argument("--bytes", metavar="MIB", type=int, default=4096, help="--memory: MiB to copy in and out")
     return parser.parse_args()

@@ -164,12 +164,18 @@ class MountFS(System):
         self.pid = 0
         """The mount daemon's process id."""
         self._server: subprocess.Popen[str] | None = None
-        self._url = ""
-        self._env = {f"XDG_{kind}_HOME": str(base / kind.lower()) for kind in ("STATE", "CONFIG", "CACHE")}
+        self.url = ""
+        """The server's."""
+        self.env = {f"XDG_{kind}_HOME": str(base / kind.lower()) for kind in ("STATE", "CONFIG", "CACHE")}
 
     @property
     def state(self) -> Path:
         return self.base / "mount-state"
+
+    @property
+    def token(self) -> str:
+        """The admin's."""
+        return (self._data / "admin.token").read_text().strip()
 
     @property
     def _data(self) -> Path:
@@ -186,14 +192,14 @@ class MountFS(System):
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, **self._env},
+                env={**os.environ, **self.env},
             )
         assert self._server.stdout is not None
         ready = re.fullmatch(r"ready (http://\S+)\n", self._server.stdout.readline())
         if ready is None:
             raise Failed(f"nodeserver serve: {(self.base / 'node.log').read_text()[-2000:]}")
-        self._url = ready[1]
-        command(BIN / "mountfs", "bucket", "create", "bench", "--url", self._url, *self._credentials, env=self._env)
+        self.url = ready[1]
+        command(BIN / "mountfs", "bucket", "create", "bench", "--url", self.url, *self._credentials, env=self.env)
         self._mount()
 
     def durable(self) -> None:
@@ -204,7 +210,7 @@ class MountFS(System):
 
     def cold(self) -> None:
         self.durable()
-        command(BIN / "mountfs", "umount", self.path, env=self._env)
+        command(BIN / "mountfs", "umount", self.path, env=self.env)
         shutil.rmtree(self.state)
         drop_caches()
         self._mount()
@@ -212,10 +218,14 @@ class MountFS(System):
     def stored(self) -> int:
         return tree_size(self._data)
 
+    def requests(self) -> int:
+        """How many the mount has sent to the server."""
+        return int(control.call(self.state / control.NAME, "status")["requests"])
+
     def _mount(self) -> None:
         command(
-            BIN / "mountfs", "mount", f"{self._url}/bench", self.path, "--state", self.state, *self._credentials,
-            env=self._env,
+            BIN / "mountfs", "mount", f"{self.url}/bench", self.path, "--state", self.state, *self._credentials,
+            env=self.env,
         )  # fmt: skip
         self.pid = control.call(self.state / control.NAME, "status")["pid"]
 

@@ -64,6 +64,8 @@ class Status(TypedDict):
     connected: bool
     since: float
     """Since when it is connected, or not."""
+    requests: int
+    """Sent to the server since the mount started."""
     pending: PendingStatus
     cache: CacheStatus
     errors: list[ErrorStatus]

@@ -247,6 +247,7 @@ class Daemon:
             "started": self._started,
             "connected": bool(state.connected),
             "since": state.since,
+            "requests": context.client.requests,
             "pending": {"operations": context.journal.count, "bytes": dirty, "files": self._fs.pending_names()},
             "cache": {"used": used, "cap": cap, "dirty": dirty},
             "errors": [

@@ -74,6 +74,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     since = f"since {_moment(status['since'])}"
     rows += [
         ("server", f"connected {since}" if status["connected"] else f"NOT connected {since}; changes are kept here"),
+        ("requests", str(status["requests"])),
         ("pending", f"{pending['operations']} operations, {show_size(pending['bytes'])}"),
         *(("", name) for name in pending["files"][: live.SHOWN]),
         *([("", f"and {len(pending['files']) - live.SHOWN} more")] if len(pending["files"]) > live.SHOWN else []),

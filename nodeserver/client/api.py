@@ -75,6 +75,11 @@ class Client(History, Upkeep):
         return str(self._node.url)
 
     @property
+    def requests(self) -> int:
+        """How many were sent, retries included."""
+        return self._node.requests
+
+    @property
     def state(self) -> State:
         """Connected or not, since when, and the last failure."""
         return self._node.breaker.state

@@ -29,6 +29,8 @@ class Node:
         if not token or not token.isascii() or not token.isprintable() or token != token.strip():
             raise ValueError("the token has characters that no token has")
         self.breaker = Breaker()
+        self.requests = 0
+        """How many were sent."""
         self.url = _base(url)
         self._prefix = self.url.raw_path.rstrip(b"/") + b"/v1/"
         self._transport = transport
@@ -78,6 +80,7 @@ class Node:
             headers += [(b"Content-Type", kind.encode()), (b"Content-Length", b"%d" % len(body))]
 
         async def request() -> T:
+            self.requests += 1
             with mapped():
                 message = httpx.Request(method, self.url, headers=headers, stream=Body(body or b""), extensions=target)
                 return decode(await self._answer(message, accept))
