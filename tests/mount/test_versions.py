@@ -16,10 +16,10 @@ import pytest
 from tests.conftest import MakeMount
 from tests.harness import Mount, Node
 from tests.mount.conftest import Folder, need
+from tests.mount.past import LINKS, versions
 from tests.mount.posix import fails_with
 
 NAME = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z)_([0-9a-f]{8})(\..*)?", re.DOTALL)
-LINKS = {"current", "previous"}
 
 
 @pytest.fixture(autouse=True)
@@ -33,12 +33,6 @@ def save(path: Path, content: bytes | str, folder: Folder) -> None:
     """Write a file, and have it committed."""
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     folder.sync()
-
-
-def versions(path: Path) -> list[Path]:
-    """The versions of what has, or had, the name ``path``, oldest first."""
-    directory = path.parent / ".versions" / path.name
-    return [directory / name for name in sorted(os.listdir(directory)) if name not in LINKS]
 
 
 def run(*command: str | Path) -> str:

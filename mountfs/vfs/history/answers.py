@@ -140,14 +140,16 @@ class Answers:
             key, lambda: _unless_gone(ask, None), PRESENT, weight=lambda found: _slices(found.manifest) if found else 0
         )
 
-    async def file(self, bucket: BucketState, file: bytes, at: int) -> tuple[wire.File | None, int]:
-        """A file as of a commit, and when that was said (ns)."""
+    async def file(
+        self, bucket: BucketState, file: bytes, at: int, stamp: object = None
+    ) -> tuple[wire.File | None, int]:
+        """A file as of a commit, and when that was said (ns); asked for anew when ``stamp`` is another one."""
 
         async def ask() -> tuple[wire.File | None, int]:
             return (await self._client.file(bucket.name, file, at=at)).file, time.time_ns()
 
         missing = None, time.time_ns()
-        return await self._ask(("file", bucket.id, file, at), lambda: _unless_gone(ask, missing), PAST)
+        return await self._ask(("file", bucket.id, file, at), lambda: _unless_gone(ask, missing), PAST, stamp)
 
     async def lookup(self, bucket: BucketState, directory: bytes, name: bytes, at: int) -> tuple[wire.File | None, int]:
         """What was under a name as of a commit, and when that was said (ns)."""

@@ -50,7 +50,11 @@ class FileThen(Node):
         after: bytes = b"",
     ) -> None:
         seq = tree.seq.to_bytes(8, "big")
-        super().__init__((b"then", tree.bucket.uuid, tree.directory, tree.name, seq, file.id, file.version), parent)
+        super().__init__(
+            (b"then", tree.bucket.uuid, tree.directory, tree.name, seq, file.id, file.version),
+            parent,
+            place.name if place else tree.name,
+        )
         self._present = present
         self._tree = tree
         self._place = place
@@ -65,13 +69,19 @@ class FileThen(Node):
         self._file, self._said_ns, self._after = other._file, other._said_ns, other._after
 
     async def shown(self) -> Shown:
-        if self._tree.seq and time.time_ns() - self._said_ns > PAST * 1e9:
-            file, said = await self._present.answers.file(self._tree.bucket, self._file.id, self._tree.seq)
-            if file is None or file.version != self._file.version:
-                raise failure(errno.ESTALE)
-            self._file, self._said_ns = file, said
         await self._present.refresh(self._file.id)
+        if self._tree.seq:
+            await self._ask_anew()
         return self.as_known()
+
+    async def _ask_anew(self) -> None:
+        file, present = self._file, self._present
+        changed = present.changed(Access(file.mode, file.uid, file.gid), file.id, self._said_ns)
+        if changed or time.time_ns() - self._said_ns > PAST * 1e9:
+            now, said = await present.answers.file(self._tree.bucket, file.id, self._tree.seq, changed)
+            if now is None or now.version != file.version:
+                raise failure(errno.ESTALE)
+            self._file, self._said_ns = now, said
 
     def as_known(self) -> Shown:
         file = self._file

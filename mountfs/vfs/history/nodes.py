@@ -39,13 +39,19 @@ class Listed(NamedTuple):
 class Node(ABC):
     """A file or directory of the view. What it is follows from its key, so that its number is always the same."""
 
-    def __init__(self, key: Key, parent: Node | int) -> None:
+    def __init__(self, key: Key, parent: Node | int, name: bytes) -> None:
         self.key = key
         self.ino = _number(key)
+        self.name = name
         self.parent = parent
         """A number is that of a live directory."""
         self.lookups = 0
         """How often the kernel was told of it and has not forgotten it since."""
+
+    def path(self) -> tuple[int, list[bytes]]:
+        """The number of a live directory, and the names that lead from it to here."""
+        above, names = (self.parent, []) if isinstance(self.parent, int) else self.parent.path()
+        return above, [*names, self.name]
 
     @abstractmethod
     async def shown(self) -> Shown:

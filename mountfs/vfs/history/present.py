@@ -34,7 +34,7 @@ class Present:
         self._inodes = engine.context.inodes
 
     def stamp(self, place: Place) -> object:
-        """Another one when the versions of a name may be others: its file or that one's version changed."""
+        """Another one when the versions of a name, or who may read them, may be others: what has the name changed."""
         directory = self._inodes.get(self._inodes.ino(place.directory))
         if directory is None:
             return place.bucket.known
@@ -48,7 +48,7 @@ class Present:
             or (directory.ino, place.name) in self._context.journal.names
         ):
             return place.bucket.known
-        return inode.ino, inode.version
+        return inode.ino, inode.version, inode.mode, inode.uid, inode.gid
 
     def _at(self, place: Place) -> Inode | None:
         return self._inodes.lookup(self._inodes.ino(place.directory), place.name)
@@ -57,6 +57,14 @@ class Present:
         """Whether a file changed elsewhere since we heard of it."""
         inode = self._inodes.get(self._inodes.ino(file_id))
         return inode is not None and bool(inode.stale)
+
+    def changed(self, then: Access, file_id: bytes, said_ns: int) -> Access | None:
+        """Mode and owner of a file that has others since the server told ``then``, which may tell more by now."""
+        inode = self._inodes.get(self._inodes.ino(file_id))
+        if inode is None or inode.ctime <= said_ns or self._context.pending(inode.ino):
+            return None
+        now = Access(inode.mode, inode.uid, inode.gid)
+        return now if now != then else None
 
     async def refresh(self, file_id: bytes) -> None:
         """Learn of a file anew if it changed elsewhere."""

@@ -57,9 +57,13 @@ class Reader:
         try:
             return await downloads.read(self._bucket.id, layers, offset, end)
         except OSError as error:
-            message = f"bytes {offset} to {end} of an earlier version cannot be read: {error.strerror}"
-            self._engine.context.report(0, message)
+            self._report(f"bytes {offset} to {end} cannot be read: {error.strerror}")
             raise
+
+    def _report(self, message: str) -> None:
+        above, names = self._node.path()
+        path = b"/".join(names).decode(errors="backslashreplace")
+        self._engine.context.report(above, f"{path}: {message}")
 
     async def _fetch_neighbours(self, chunk: bytes) -> None:
         """Who reads one small file that is not here will read the next ones: one request for many."""

@@ -31,9 +31,10 @@ class Versions(Node):
         present: Present,
         bucket: BucketState,
         directory: Inode,
+        called: bytes,
         moment: Callable[[Versions, bytes], Awaitable[Node]],
     ) -> None:
-        super().__init__((b"versions", bucket.uuid, directory.file_id), directory.ino)
+        super().__init__((b"versions", bucket.uuid, directory.file_id), directory.ino, called)
         self.present = present
         self.bucket = bucket
         self.directory = directory
@@ -81,9 +82,8 @@ class Versioned(Node):
     """The directory of a name."""
 
     def __init__(self, parent: Versions, name: bytes, newest: int) -> None:
-        super().__init__((b"name", *parent.key[1:], name), parent)
+        super().__init__((b"name", *parent.key[1:], name), parent, names.shown(name))
         self._parent = parent
-        self.name = name
         self.newest = newest
         """When the last version was committed, ns."""
         self.present = parent.present
@@ -132,9 +132,8 @@ class Link(Node):
     """``current`` or ``previous``."""
 
     def __init__(self, parent: Versioned, which: bytes, past: Past) -> None:
-        super().__init__((b"link", *parent.key[1:], which), parent)
+        super().__init__((b"link", *parent.key[1:], which), parent, which)
         self._parent = parent
-        self._which = which
         self._past = past
 
     def renew(self, other: Node) -> None:
@@ -152,7 +151,7 @@ class Link(Node):
         return Shown(inode, UNCACHED, UNCACHED)
 
     def _target(self) -> bytes:
-        target = self._past.current if self._which == names.CURRENT else self._past.previous
+        target = self._past.current if self.name == names.CURRENT else self._past.previous
         if target is None:
             raise failure(errno.ENOENT)
         return target
@@ -167,9 +166,8 @@ class VersionFile(Node):
 
     def __init__(self, parent: Versioned, name: bytes, past: Past) -> None:
         self.version = past.versions[name]
-        super().__init__((b"version", *parent.key[1:], self.version.id), parent)
+        super().__init__((b"version", *parent.key[1:], self.version.id), parent, name)
         self._parent = parent
-        self._name = name
         self._said_ns = past.fetched_ns
 
     def renew(self, other: Node) -> None:
@@ -178,7 +176,7 @@ class VersionFile(Node):
 
     async def shown(self) -> Shown:
         past = await self._parent.past()
-        version = past.versions.get(self._name)
+        version = past.versions.get(self.name)
         if version is None or version.id != self.version.id:
             raise failure(errno.ESTALE)
         self.version, self._said_ns = version, past.fetched_ns
@@ -200,7 +198,7 @@ class VersionFile(Node):
     async def xattr(self, name: bytes) -> bytes | None:
         if name not in FACTS:
             return None
-        found = (await self._parent.past()).versions.get(self._name, self.version)
+        found = (await self._parent.past()).versions.get(self.name, self.version)
         return fact(name, found)
 
     async def manifest(self) -> Manifest | None:

@@ -99,7 +99,7 @@ class View:
             if not self.holds(directory, name):
                 return None
             bucket = self._engine.context.buckets.by_id[directory.bucket]
-            node: Node = Versions(self._present, bucket, directory, self._at_moment)
+            node: Node = Versions(self._present, bucket, directory, name, self._at_moment)
         else:
             node = self.nodes.get(parent)
             if name == b"..":
