@@ -125,8 +125,10 @@ class Staging:
         elif not content.unsent and not content.layers.overlay:
             self._reload(content)
         if write:
-            if not content.writers and content.sealed is None and (Op.WRITE, ino) in self._journal.open:
-                content.sealed = self._freeze(content)
+            if not content.writers:
+                if content.sealed is None and (Op.WRITE, ino) in self._journal.open:
+                    content.sealed = self._freeze(content)
+                content.session = os.urandom(16)
             content.writers += 1
         content.users += 1
         return content
@@ -373,8 +375,8 @@ class Staging:
         if not content.snapshots():
             garbage, content.garbage = content.garbage, []
             self._cache.free(garbage)
-        if not sent.open:
-            self._sessions.pop(sent.ino, None)
+        if not sent.open and self._sessions.get(sent.ino) == sent.session:
+            del self._sessions[sent.ino]
 
     def forget(self, ino: int) -> None:
         """Nothing needs the staged bytes of a file any more."""
