@@ -144,7 +144,8 @@ class _Batch:
         if self.tree.lookup((op.parent, op.name)) == inode.id:
             return OK
         place = self._room(op.parent, op.name)
-        self._continue(place, op.name, inode)
+        if not inode.nlink:  # else it has its history already
+            self._continue(place, op.name, inode)
         self.tree.attach(place, inode)
         inode.ctime_ns = op.time_ns
         self._touch(place[0], op.time_ns)

@@ -318,11 +318,15 @@ class Tree:
         self.change(inode).follows, inode.follows_seq = before.id, self.seq
 
     def follow_each_other(self, one: Inode, other: Inode) -> None:
-        """As ``follow``, both ways; only the one that is behind gets new numbers, or they would grow for ever."""
-        if self.newest_number(one) > self.newest_number(other):
-            one, other = other, one
-        self.follow(one, other)
-        self.follow(other, one, renumber=False)
+        """As ``follow``, both ways, but that the older one goes on continuing what it does.
+
+        Else a file saved by exchange, again and again, would lose what it continued to a temporary one. Only the
+        younger gets new numbers, or they would grow for ever.
+        """
+        older, younger = sorted((one, other), key=lambda inode: inode.id)  # ids begin with the time
+        self.follow(younger, older)
+        if not older.follows:
+            self.follow(older, younger, renumber=False)
 
     def moved(self) -> dict[Place, FileId | None]:
         """Entries that are not as they were loaded."""
