@@ -17,10 +17,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from nodeserver import __version__
 from nodeserver.access.tokens import Right
-from nodeserver.chunks import ChunkStore
+from nodeserver.chunks import DiskStore
+from nodeserver.cli_durability import durability
 from nodeserver.datadir import Damaged, DataDir, InUse, hold
 from nodeserver.http.server import bind, serve
-from nodeserver.metadata.database import UnusableUrl
+from nodeserver.metadata.engines import UnusableUrl
+from nodeserver.metadata.errors import Unavailable
 from nodeserver.metadata.migrations import NewerFormat
 from nodeserver.metadata.store import Metadata
 from nodeserver.workers.schedule import Times
@@ -52,6 +54,9 @@ def main() -> None:
     Exit codes: 0 stopped in order; 1 failed; 2 wrong usage or configuration; 3 the data directory is in use;
     4 the data directory was written by a newer release; 5 the address cannot be listened on.
     """
+
+
+main.add_command(durability)
 
 
 def _load_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
@@ -171,7 +176,7 @@ async def _serve(directory: DataDir, host: str, port: int, url: str, times: Time
     with listener:
         metadata = await Metadata.open(url)
         try:
-            chunks = await ChunkStore.open(directory.chunks)
+            chunks = await DiskStore.open(directory.chunks)
             try:
                 await serve(
                     listener,
@@ -199,6 +204,8 @@ def _failures() -> Iterator[None]:
         raise Failure(str(error), EXIT_NEWER) from error
     except UnusableUrl as error:
         raise Failure(f"--metadata: {error}", EXIT_USAGE) from error
+    except Unavailable as error:
+        raise Failure(str(error)) from error
     except (Damaged, OSError) as error:
         raise Failure(str(error)) from error
     except SQLAlchemyError as error:
