@@ -1,6 +1,7 @@
-"""One node's chunk store: small chunks in packs, large ones in files, an index that can be rebuilt."""
+"""A node's chunk store: on its own disk, or in an S3-compatible store; small chunks in packs either way."""
 
+from nodeserver.chunks.engine import ChunkStore, Space, StoreUnavailable
 from nodeserver.chunks.reading import Located, NoChunk
-from nodeserver.chunks.store import ChunkStore, Space
+from nodeserver.chunks.store import DiskStore
 
-__all__ = ["ChunkStore", "Located", "NoChunk", "Space"]
+__all__ = ["ChunkStore", "DiskStore", "Located", "NoChunk", "Space", "StoreUnavailable"]

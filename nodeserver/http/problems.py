@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nodeserver.access.tokens import Forbidden, InvalidToken
-from nodeserver.chunks import NoChunk
+from nodeserver.chunks import NoChunk, StoreUnavailable
 from nodeserver.content.codec import CorruptChunk
 from nodeserver.http.services import Services
 from nodeserver.metadata import checks, errors
@@ -54,6 +54,7 @@ _CODES: dict[type[Exception], Code] = {
     errors.Current: Code.CURRENT,
     NoWorker: Code.NO_ROUTE,
     Interrupted: Code.BUSY,
+    StoreUnavailable: Code.BUSY,
     InvalidToken: Code.UNAUTHORIZED,
     Forbidden: Code.FORBIDDEN,
 }

@@ -52,8 +52,7 @@ class References:
             suspects = {chunk for chunk in inner | direct if first <= chunk[0] < beyond}
             await self.spare_needed(suspects, run, without=ids)
             for some in garbage.groups(suspects):
-                places = await self._chunks.places(self._bucket.id, some)
-                total += sum(place.length for place in places.values())
+                total += sum((await self._chunks.sizes(self._bucket.id, some)).values())
         return total
 
 

@@ -12,7 +12,7 @@ import random
 import sys
 from pathlib import Path
 
-from nodeserver.chunks import ChunkStore
+from nodeserver.chunks import DiskStore
 from nodeserver.content import codec
 
 BUCKET = bytes(16)
@@ -27,7 +27,7 @@ def chunk(seed: int, size: int) -> tuple[bytes, bytes]:
     return codec.chunk_id(KEY, plaintext), codec.encode(plaintext)
 
 
-async def _put(store: ChunkStore, rng: random.Random) -> None:
+async def _put(store: DiskStore, rng: random.Random) -> None:
     while True:
         batch = [(rng.getrandbits(60), rng.choice(SIZES)) for _ in range(rng.randint(1, 8))]
         await store.put(BUCKET, [chunk(seed, size) for seed, size in batch])
@@ -35,7 +35,7 @@ async def _put(store: ChunkStore, rng: random.Random) -> None:
 
 
 async def _work(root: Path, number: int) -> None:
-    store = await ChunkStore.open(root)
+    store = await DiskStore.open(root)
     os.write(1, b"open\n")
     await asyncio.gather(*(_put(store, random.Random(number * PUTTERS + n)) for n in range(PUTTERS)))
 

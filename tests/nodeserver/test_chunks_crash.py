@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeserver.chunks import ChunkStore
+from nodeserver.chunks import DiskStore
 from nodeserver.chunks.record import PACK_HEADER, record_header
 from nodeserver.content import codec
 from nodeserver.content.codec import CorruptChunk
@@ -26,11 +26,11 @@ LATE = [chunk(100 + seed, 3000) for seed in range(5)]
 BIG = chunk(1000, 100_000)
 
 
-def run(root: Path, use: Callable[[ChunkStore], Awaitable[None]]) -> None:
+def run(root: Path, use: Callable[[DiskStore], Awaitable[None]]) -> None:
     """Use a store that is opened for it and closed again."""
 
     async def main() -> None:
-        store = await ChunkStore.open(root)
+        store = await DiskStore.open(root)
         try:
             await use(store)
         finally:
@@ -47,7 +47,7 @@ def missing(root: Path, items: list[tuple[bytes, bytes]]) -> list[int]:
     """Which of ``items``, by their place in the list, the store lacks. The others must read well."""
     gone: list[int] = []
 
-    async def look(store: ChunkStore) -> None:
+    async def look(store: DiskStore) -> None:
         ids = await store.missing(BUCKET, [chunk for chunk, _ in items])
         gone.extend(n for n, (chunk, _) in enumerate(items) if chunk in ids)
         there = [item for item in items if item[0] not in ids]
@@ -222,7 +222,7 @@ def test_leftovers_are_cleaned_at_the_start(root: Path) -> None:
 def test_damage_is_told_and_healed_by_the_next_put(root: Path, item: tuple[bytes, bytes], damage: str) -> None:
     put(root, BIG)
 
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         place = await store.locate(BUCKET, item[0])
         assert place
         content = Path(place.path).read_bytes()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeserver.chunks import ChunkStore, Located, NoChunk, disk
+from nodeserver.chunks import DiskStore, Located, NoChunk, disk
 from nodeserver.chunks import pack as packs
 from nodeserver.chunks import store as stores
 from nodeserver.chunks.store import SMALL
@@ -37,9 +37,9 @@ def ids(items: list[Item]) -> list[bytes]:
     return [chunk for chunk, _ in items]
 
 
-def run(root: Path, use: Callable[[ChunkStore], Awaitable[None]]) -> None:
+def run(root: Path, use: Callable[[DiskStore], Awaitable[None]]) -> None:
     async def main() -> None:
-        store = await ChunkStore.open(root)
+        store = await DiskStore.open(root)
         try:
             async with asyncio.timeout(60):
                 await use(store)
@@ -65,7 +65,7 @@ MIXED = [
 
 
 def test_what_was_put_is_there_in_its_bucket_only(root: Path) -> None:
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         assert await store.missing(BUCKET, ids(MIXED)) == ids(MIXED)
         await store.put(BUCKET, MIXED)
         await store.put(BUCKET, MIXED[::-1])
@@ -80,7 +80,7 @@ def test_what_was_put_is_there_in_its_bucket_only(root: Path) -> None:
             assert Path(place.path).read_bytes()[place.offset : place.offset + place.length] == stored
         assert await store.locate(OTHER, MIXED[0][0]) is None
 
-    async def reopened(store: ChunkStore) -> None:
+    async def reopened(store: DiskStore) -> None:
         assert await store.read(BUCKET, ids(MIXED)) == MIXED
 
     run(root, use)
@@ -114,7 +114,7 @@ def test_large_chunks_of_all_lengths(root: Path, monkeypatch: pytest.MonkeyPatch
     items = [item(length, length - codec.HEADER) for length in lengths]
     assert [len(stored) for _, stored in items] == lengths
 
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         await store.put(BUCKET, items)
         for chunk, stored in items:
             place = await store.locate(BUCKET, chunk)
@@ -136,10 +136,10 @@ def flip(place: Located) -> None:
 def test_what_was_just_stored_is_known_without_looking(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "RECENT", 4)
 
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         await store.put(BUCKET, MIXED)
         with monkeypatch.context() as patch:
-            patch.delattr(ChunkStore, "_missing")
+            patch.delattr(DiskStore, "_missing")
             assert await store.missing(BUCKET, ids(MIXED[-4:])) == []
         assert await store.missing(BUCKET, ids(MIXED)) == []
         # what a read found damaged, or went with its bucket, is not known any more
@@ -162,7 +162,7 @@ def test_what_was_just_stored_is_known_without_looking(root: Path, monkeypatch: 
 
 
 def test_reading_what_is_not_there_names_it(root: Path) -> None:
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         await store.put(BUCKET, MIXED[:2])
         with pytest.raises(NoChunk) as caught:
             await store.read(BUCKET, ids(MIXED[1:3]))
@@ -172,7 +172,7 @@ def test_reading_what_is_not_there_names_it(root: Path) -> None:
 
 
 def test_a_read_stops_at_its_limit_but_gives_one(root: Path) -> None:
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         await store.put(BUCKET, MIXED)
         assert await store.read(BUCKET, ids(MIXED)[::-1], limit=1) == MIXED[:-2:-1]
         assert await store.read(BUCKET, ids(MIXED), limit=5000) == MIXED[:3]
@@ -185,7 +185,7 @@ def test_a_bad_chunk_is_refused_with_its_whole_batch(root: Path) -> None:
     good, (chunk, stored) = item(1), item(2)
     large = item(3, 200_000)
 
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         for bad in (chunk, stored[:-1]), (chunk, b""), (large[0], large[1][:-1] + b"x"):
             with pytest.raises(CorruptChunk) as caught:
                 await store.put(BUCKET, [good, large, bad])
@@ -199,7 +199,7 @@ def test_a_bad_chunk_is_refused_with_its_whole_batch(root: Path) -> None:
 
 
 def test_a_dropped_bucket_leaves_nothing(root: Path) -> None:
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         for bucket in BUCKET, OTHER:
             await store.put(bucket, MIXED)
         await store.drop_bucket(BUCKET)
@@ -218,7 +218,7 @@ def test_full_packs_are_followed_by_new_ones(root: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(packs, "MAX_OPEN", 2)
     items = [item(seed) for seed in range(12)]
 
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         for one in items:
             for bucket in BUCKET, OTHER, b"\2" * 16:
                 await store.put(bucket, [one])
@@ -230,7 +230,7 @@ def test_full_packs_are_followed_by_new_ones(root: Path, monkeypatch: pytest.Mon
 
 
 def test_the_room_is_that_of_the_disk(root: Path) -> None:
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         space = store.usage()
         assert 0 < space.free_bytes < space.capacity_bytes
 
@@ -273,7 +273,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 def test_puts_that_arrive_together_share_an_fsync_and_wait_for_it(root: Path, calls: Calls) -> None:
     items = [item(seed) for seed in range(101)]
 
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         await store.put(BUCKET, [item(1000)])
         calls.made.clear()
         calls.waiting.clear()
@@ -292,7 +292,7 @@ def test_puts_that_arrive_together_share_an_fsync_and_wait_for_it(root: Path, ca
 
 
 def test_a_batch_of_small_chunks_takes_one_fsync(root: Path, calls: Calls) -> None:
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         await store.put(BUCKET, [item(1000)])
         calls.made.clear()
         await store.put(BUCKET, [item(seed) for seed in range(500)])
@@ -308,7 +308,7 @@ def test_a_file_is_there_when_it_was_synced_and_named_and_its_name_was_synced(
 ) -> None:
     big = item(1, 100_000)
 
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         calls.hold = hold
         calls.gate.clear()
         task = asyncio.create_task(store.put(BUCKET, [big]))
@@ -324,7 +324,7 @@ def test_a_file_is_there_when_it_was_synced_and_named_and_its_name_was_synced(
 
 @pytest.mark.parametrize("one", [item(1), item(1, 100_000)], ids=["packed", "file"])
 def test_a_failed_fsync_stores_nothing_and_the_next_put_works(root: Path, calls: Calls, one: Item) -> None:
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         await store.put(BUCKET, [item(2)])
         calls.fail = 1
         with pytest.raises(OSError, match="the disk fails"):
@@ -341,7 +341,7 @@ def test_a_failed_fsync_stores_nothing_and_the_next_put_works(root: Path, calls:
 def test_a_put_that_is_cancelled_harms_no_other(root: Path, calls: Calls) -> None:
     items = [item(seed) for seed in range(3)]
 
-    async def use(store: ChunkStore) -> None:
+    async def use(store: DiskStore) -> None:
         calls.gate.clear()
         tasks = [asyncio.create_task(store.put(BUCKET, [one])) for one in items]
         await asyncio.to_thread(calls.waiting.wait, 30)
@@ -375,7 +375,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(small_disk: Path) -
     told: set[int | None] = set()
     seeds = iter(range(1_000_000))
 
-    async def fill(store: ChunkStore) -> None:
+    async def fill(store: DiskStore) -> None:
         for size, count in (300_000, 1), (60_000, 3), (4096, 20), (500, 5), (10, 1):
             while True:
                 items = [item(next(seeds), size) for _ in range(count)]
@@ -390,7 +390,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(small_disk: Path) -
         assert await store.missing(BUCKET, ids(kept)) == []
         assert await store.read(BUCKET, ids(kept)) == kept
 
-    async def again(store: ChunkStore) -> None:
+    async def again(store: DiskStore) -> None:
         assert await store.read(BUCKET, ids(kept)) == kept
         ballast.unlink()
         more = [item(next(seeds), 300_000), *(item(next(seeds)) for _ in range(20))]
