@@ -77,14 +77,14 @@ def test_finding_and_listing_ask_nothing_because_of_history(mount: Mount, proxy:
 
 def test_listing_versions_is_one_request_and_then_none(mount: Mount, proxy: FaultProxy) -> None:
     path = mount.path / "file"
-    versions = saved(mount, path, [b"x" * number for number in range(1, 31)])
+    versions = saved(mount, path, [b"x" * number for number in range(1, 11)])
     restarted(mount, proxy)
     for _ in range(3):
         assert [
             entry.stat().st_size
             for entry in os.scandir(path.parent / ".versions/file")
             if entry.is_file(follow_symlinks=False)
-        ] == list(range(1, 31))
+        ] == list(range(1, 11))
         assert os.readlink(path.parent / ".versions/file/current") == versions[-1].name
     assert len(asked(proxy)) == 1
     assert os.listdir(path.parent / ".versions") == ["file"]
