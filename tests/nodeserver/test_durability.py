@@ -58,11 +58,12 @@ class Simulation:
             before = now
 
     def _fail(self, node: int, now: float) -> bool:
-        for chunk in self.on_node[node]:
-            self.lacking.setdefault(chunk, set()).add(node)
-            self.decayed.pop((chunk, node), None)
         self.out[node] = len(self.on_node[node])
-        return any(self._is_lost(chunk, now) for chunk in self.on_node[node])
+        for chunk in self.on_node[node]:
+            if self.decayed:
+                self.decayed.pop((chunk, node), None)
+            self.lacking.setdefault(chunk, set()).add(node)
+        return any(self._is_lost(chunk, now) for chunk in self.on_node[node] if len(self.lacking[chunk]) >= self.spare)
 
     def _decay(self, now: float) -> bool:
         chunk = self.random.randrange(len(self.chunks))
@@ -115,9 +116,9 @@ def frequent(nodes: int, scheme: str, **figures: Any) -> Cluster:
         frequent(6, "replicate:2", repair_rate=1e-4),
         frequent(6, "replicate:2", repair_rate=2e-4, grace=DAY),
         frequent(10, "replicate:2", afr=2.0, repair_rate=1e-5, capacity=8),
-        frequent(8, "replicate:3", afr=6.0, repair_rate=1.8e-4, capacity=150),
-        frequent(6, "erasure:3+2", afr=6.0, repair_rate=1e-3, capacity=150),
-        frequent(9, "erasure:4+2", afr=5.0, repair_rate=1e-3, capacity=150),
+        frequent(8, "replicate:3", afr=6.0, repair_rate=1.2e-4, capacity=100),
+        frequent(6, "erasure:3+2", afr=6.0, repair_rate=6.5e-4, capacity=100),
+        frequent(9, "erasure:4+2", afr=5.0, repair_rate=6.5e-4, capacity=100),
         frequent(6, "replicate:2", repair_rate=1e-3, latent=0.002e12, scrub_days=60),
         frequent(8, "replicate:3", afr=5.0, repair_rate=1.65e-4, latent=0.02e12, scrub_days=60),
     ],
@@ -125,7 +126,7 @@ def frequent(nodes: int, scheme: str, **figures: Any) -> Cluster:
 )
 def test_the_model_agrees_with_a_simulation(cluster: Cluster) -> None:
     expected = model(cluster).loss
-    runs = 800
+    runs = 600
     found = simulated(cluster, runs)
     noise = 3 * math.sqrt(found * (1 - found) / runs)
     assert 0.02 < found < 0.7, (found, expected)
