@@ -160,7 +160,8 @@ class DiskStore(ChunkStore):
                 await step()
             size = await self._run(self._writer, partial(retire, self._packs, self._index, bucket, number))
             if not size:
-                self._stuck[bucket, number] = dead
+                left = dict(await self._run(self._writer, partial(self._index.wasteful, bucket, WASTE)))
+                self._stuck[bucket, number] = left.get(number, 0)
             freed += size
         return freed
 

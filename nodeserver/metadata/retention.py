@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import NamedTuple
 
 from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
@@ -31,6 +31,8 @@ class Thinned(NamedTuple):
     """The file that the next step goes on after; empty when all was looked at."""
     versions: list[VersionId]
     files: set[FileId]
+    seen: set[FileId]
+    """Files that were looked at with another of their family."""
 
 
 def policies(connection: Connection, bucket: int) -> Retention:
@@ -65,28 +67,26 @@ def look(
     *,
     beyond_ns: int = 0,
     under: FileId = b"",
-    done: set[FileId],
+    done: Set[FileId] = frozenset(),
 ) -> Thinned:
-    """What goes of some files from ``after`` on, without taking it out.
-
-    ``done`` are files that were looked at with another of their family; it grows.
-    """
+    """What goes of some files from ``after`` on, without taking it out, but for the files ``done``."""
     above = Above(connection, bucket)
     versions: list[VersionId] = []
     files: set[FileId] = set()
+    seen: set[FileId] = set()
     candidates = _candidates(connection, bucket, after)
     for file in candidates:
-        if file in done:
+        if file in done or file in seen:
             continue
         family = family_of(connection, bucket, file)
         if len(family.members) > 1:
-            done.update(family.members)
+            seen.update(family.members)
         for made in _going(connection, bucket, family, above, now_ns, beyond_ns, under):
             versions.append(made.id)
             files.add(made.file)
         if len(versions) >= AT_ONCE:
-            return Thinned(file, versions, files)
-    return Thinned(candidates[-1] if len(candidates) == PAGE else b"", versions, files)
+            return Thinned(file, versions, files, seen)
+    return Thinned(candidates[-1] if len(candidates) == PAGE else b"", versions, files, seen)
 
 
 def take_out(

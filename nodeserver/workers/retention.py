@@ -104,6 +104,7 @@ class Retention:
             )
             yield found
             await run.step()
+            done |= found.seen
             if not (after := found.last):
                 return
 
