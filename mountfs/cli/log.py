@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,15 @@ def command(path: Path, number: int, as_json: bool) -> None:
         spot = await versions.find(talk, place)
         kept = {version.id: version for version in await versions.history(talk, spot)}
         shown = 0
-        async for event in _events(talk, spot.file, number):
-            if number and shown == number:
-                return True
-            shown += 1
-            if as_json:
-                collected.append(plain(event, kept))
-            else:
-                click.echo(line(event, kept))
+        async with aclosing(_events(talk, spot.file, number)) as events:
+            async for event in events:
+                if number and shown == number:
+                    return True
+                shown += 1
+                if as_json:
+                    collected.append(plain(event, kept))
+                else:
+                    click.echo(line(event, kept))
         return False
 
     more = talk_of(place.record, place.bucket, work)
@@ -55,7 +57,7 @@ def command(path: Path, number: int, as_json: bool) -> None:
         click.echo(f"mountfs: there is more; -n 0 shows all, -n {2 * number} twice as much", err=True)
 
 
-async def _events(talk: Talk, file: FileId, number: int) -> AsyncIterator[Event]:
+async def _events(talk: Talk, file: FileId, number: int) -> AsyncGenerator[Event, None]:
     before, limit = 0, min(number + 1 if number else MAX_VERSIONS, MAX_VERSIONS)
     while True:
         page = await talk.client.log(talk.name, file, before, limit)
@@ -93,7 +95,7 @@ def line(event: Event, kept: Mapping[VersionId, Version]) -> str:
     if event.version:
         version = kept.get(event.version)
         number = f"#{version.number} " if version else ""
-        words.append(f"{number}{short(event.version)} {show_size(event.size)}")
+        words += (f"{number}{short(event.version)}", show_size(event.size))
     if event.detail:
         words.append(f"({event.detail})")
     who = " on ".join(filter(None, (event.author, event.client_name)))

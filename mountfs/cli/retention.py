@@ -13,7 +13,7 @@ import msgspec
 from mountfs.cli.bucket import server, server_options
 from mountfs.cli.history import policy as policies
 from mountfs.cli.history.node import Talk, talk, talk_of
-from mountfs.cli.history.paths import target
+from mountfs.cli.history.paths import send_pending, target
 from mountfs.cli.history.show import print_json, say
 from mountfs.cli.options import show_size
 from mountfs.cli.progress import waiting
@@ -75,6 +75,7 @@ def command(
 
     async def work(talk: Talk) -> dict[str, Any]:
         directory = place.directories[-1] if place.directories else talk.bucket.root
+        under = directory if directory != talk.bucket.root else b""
         report: RetentionReport | None = None
         if action in ("set", "unset"):
             base = (await _applying(talk, place)).policy
@@ -83,9 +84,9 @@ def command(
             new = policies.changed(base, settings) if action == "set" else None
             await talk.client.set_retention(talk.name, directory, new)
         elif dry_run:
-            report = await talk.client.retention_preview(talk.name, directory, deadline=RUN)
+            report = await talk.client.retention_preview(talk.name, under, deadline=RUN)
         elif action == "run":
-            report = await talk.client.run_retention(talk.name, directory, deadline=RUN)
+            report = await talk.client.run_retention(talk.name, under, deadline=RUN)
         return _plain(place, await _applying(talk, place), report)
 
     answer = waiting(f"retention of {where}", lambda: place.talk(work))
@@ -102,6 +103,7 @@ def _place(where: str, url: str | None, token_file: str | None) -> Place:
             here = target(where)
             if not here.file or not stat.S_ISDIR(here.mode):
                 raise MountError(f"{where}: not a directory")
+            send_pending(here)
             return Place(where, here.directories, lambda work: talk_of(here.record, here.bucket, work))
     except NotMounted:
         if "/" in where or not valid_bucket(where):
