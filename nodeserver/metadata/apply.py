@@ -48,6 +48,7 @@ def apply(tree: Tree, commit: Commit, *, time_ns: int, quota: int | None = None)
     for op in commit.ops:
         _collect(op, ids, places, versions)
     tree.load(ids, places)
+    tree.load_places_left(op.file for op in commit.ops if isinstance(op, Unlink))
     numbered = [inode for op in commit.ops for id_ in _numbered(op) if (inode := tree.inode(id_))]
     tree.load([inode.follows for inode in numbered if inode.follows], [])
     numbered += [inode for one in numbered if one.follows and (inode := tree.inode(one.follows))]
@@ -157,6 +158,10 @@ class _Batch:
         if inode is None or inode.entries:
             return DROPPED
         self._remove(place, inode, op.time_ns)
+        if not inode.nlink and inode.is_regular and (found := self.tree.replaced_in_steps(inode, place)):
+            successor, since = found
+            if not successor.follows:
+                self.tree.follow(successor, inode, since=since)
         return OK
 
     def rename(self, op: Rename) -> Result:

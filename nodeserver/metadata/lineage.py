@@ -1,7 +1,7 @@
 """Whose history a file, and a place, continues.
 
-The history of a file up to a commit is its versions until then and, up to the commit that linked them, the history of
-the file it follows. The history of a place is that of all files that were there, each up to the commit that ended it.
+The history of a file up to a commit is its versions until then and, if it was linked by then, the history of the file
+it follows up to the commit of the link. The history of a place is that of all files that were there.
 """
 
 from __future__ import annotations
@@ -95,16 +95,19 @@ def relatives(connection: Connection, bucket: int, files: Iterable[FileId]) -> d
 
 
 def reach(stays: Iterable[Stay], relatives: Mapping[FileId, Relative]) -> dict[FileId, int]:
-    """The files that the history of a place is made of, and up to which commit."""
+    """The files that the history of a place is made of, and up to which commit.
+
+    A file was at a place as of the commits before the one that ended it; a link counts from the commit that made it.
+    """
     bounds: dict[FileId, int] = {}
     for stay in sorted(stays, key=lambda stay: -stay.until_seq):
-        id_, bound, first = stay.file, stay.until_seq, True
+        id_, bound = stay.file, stay.until_seq - 1
         while id_ in relatives and bound > bounds.get(id_, -1):
             bounds[id_] = bound
             relative = relatives[id_]
-            if first and relative.follows_seq >= bound:
-                break  # it was linked when it left, to the history of the place it went to
-            id_, bound, first = relative.follows, min(bound, relative.follows_seq), False
+            if relative.follows_seq > bound:
+                break
+            id_, bound = relative.follows, relative.follows_seq
     return bounds
 
 

@@ -87,6 +87,16 @@ def _left(count: int) -> Select[Any]:
     )
 
 
+@functools.cache
+def _places_left(count: int) -> Select[Any]:
+    entry = tables.entry.c
+    return select(entry.file, entry.parent, entry.name, entry.until_seq).where(
+        entry.bucket == bindparam("bucket"),
+        entry.file.in_(_placeholders(count)),
+        entry.until_seq < literal_column(str(LIVE)),
+    )
+
+
 class Rows:
     """The ``Source`` of one bucket's trees."""
 
@@ -117,6 +127,11 @@ class Rows:
                 for name, file, until in rows_of(self._connection, _left(len(some)), key):
                     found[parent, name] = Left(file, until)
         return found
+
+    def places_left(self, files: Iterable[FileId]) -> Iterable[tuple[FileId, Place, int]]:
+        for some in slices(files):
+            for file, parent, name, until in rows_of(self._connection, _places_left(len(some)), (self._bucket, *some)):
+                yield file, (parent, name), until
 
     def begun(self, file: FileId, seq: int) -> list[Place]:
         return [(parent, name) for parent, name in rows_of(self._connection, _BEGUN, (self._bucket, file, seq))]

@@ -94,6 +94,9 @@ class Source(Protocol):
     def left(self, places: Iterable[Place]) -> Mapping[Place, Left]:
         """Who was last at places that are free."""
 
+    def places_left(self, files: Iterable[FileId]) -> Iterable[tuple[FileId, Place, int]]:
+        """The places that files were at, and the commits that took them from there."""
+
     def begun(self, file: FileId, seq: int) -> list[Place]:
         """The places that a file got in a commit."""
 
@@ -135,6 +138,8 @@ class Tree:
         """By how much the numbers of stored versions grow, by file."""
         self._source = source
         self._left: dict[Place, Left] = {}
+        self._left_by: defaultdict[FileId, set[Place]] = defaultdict(set)  # in this commit
+        self._were: dict[FileId, list[tuple[Place, int]]] = {}
         self._versions_of: defaultdict[FileId, set[VersionId]] = defaultdict(set)  # those in ``versions``
         self._ended: dict[FileId, Place] = {}
         self._now_at: dict[FileId, set[Place]] = {}
@@ -165,6 +170,13 @@ class Tree:
         for id_, version in self._source.versions(wanted).items():
             self.versions[id_] = _raised(version, self.raised.get(version.file, 0))
             self._versions_of[version.file].add(id_)
+
+    def load_places_left(self, ids: Iterable[FileId]) -> None:
+        """Load in bulk where files were."""
+        wanted = [id_ for id_ in dict.fromkeys(ids) if id_ not in self._were]
+        self._were.update((id_, []) for id_ in wanted)
+        for file, place, until in self._source.places_left(id_ for id_ in wanted if id_ not in self.created):
+            self._were[file].append((place, until))
 
     def inode(self, id_: FileId) -> Inode | None:
         """A file, gone or not; None when it never was."""
@@ -306,16 +318,17 @@ class Tree:
         self.change(inode).version, inode.size = version.id, version.size
         self.used_bytes += inode.charge
 
-    def follow(self, inode: Inode, before: Inode, *, renumber: bool = True) -> None:
-        """Let ``inode`` continue the history of ``before``, from this commit on, if both are regular files.
+    def follow(self, inode: Inode, before: Inode, *, since: int | None = None, renumber: bool = True) -> None:
+        """Let ``inode`` continue the history that ``before`` has up to commit ``since``, if both are regular files.
 
-        With ``renumber`` its versions get numbers behind those of ``before``, if that does not continue it already.
+        Up to this commit, if it is None. With ``renumber`` the versions of ``inode`` get numbers behind those of
+        ``before``, unless that continues it already.
         """
         if inode is before or not (inode.is_regular and before.is_regular):
             return
         if renumber and inode.version and before.follows != inode.id:
             self._raise_numbers(inode, self.newest_number(before) + 1 - self._oldest_number(inode))
-        self.change(inode).follows, inode.follows_seq = before.id, self.seq
+        self.change(inode).follows, inode.follows_seq = before.id, self.seq if since is None else since
 
     def follow_each_other(self, one: Inode, other: Inode) -> None:
         """As ``follow``, both ways, but that the older one goes on continuing what it does.
@@ -328,6 +341,23 @@ class Tree:
         if not older.follows:
             self.follow(older, younger, renumber=False)
 
+    def replaced_in_steps(self, gone: Inode, place: Place) -> tuple[Inode, int] | None:
+        """The file that took the place of one which was renamed, for a while, and then deleted at ``place``.
+
+        With the commit that took the deleted one from there.
+        """
+        places = self._places_left(gone.id)
+        left = [(until, was) for was, until in places if was[0] == place[0] and was != place]
+        if not left:
+            return None
+        until, was = max(left)
+        last = self._left.get(was) or self._source.left([was]).get(was)
+        holder = self.lookup(was)
+        if holder is None or last is None or last.file != gone.id:
+            return None
+        inode = self.inode(holder)
+        return (inode, until) if inode else None
+
     def moved(self) -> dict[Place, FileId | None]:
         """Entries that are not as they were loaded."""
         return {
@@ -335,6 +365,13 @@ class Tree:
             for place, file in self.names.items()
             if file != (before.file if (before := self.before[place]) else None)
         }
+
+    def _places_left(self, id_: FileId) -> list[tuple[Place, int]]:
+        """Where a file was, and the commits that took it from there."""
+        if id_ not in self._were:
+            self.load_places_left([id_])
+        here = [(place, left.until_seq) for place in self._left_by[id_] if (left := self._left[place]).file == id_]
+        return here + self._were[id_]
 
     def _oldest_number(self, inode: Inode) -> int:
         numbers = [self.written[id_].number for id_ in self._versions_of[inode.id] if id_ in self.written]
@@ -371,6 +408,7 @@ class Tree:
         self._now_at[inode.id].discard(place)
         self._ended[inode.id] = place
         self._left[place] = Left(inode.id, self.seq)
+        self._left_by[inode.id].add(place)
         self._count(place[0], inode, -1)
 
     def _count(self, directory: FileId, inode: Inode, by: int) -> None:

@@ -36,9 +36,9 @@ _file, _entry, _version = tables.file.c, tables.entry.c, tables.version.c
 SCAN = 1000
 """Names looked at in one go for those that have content."""
 
-_MARKS: Select[Any] = select(_version.file, _version.seq, _version.number, _version.id, _version.committed_ns).where(
-    _version.bucket == bindparam("bucket"), _version.file.in_(bindparam("files", expanding=True))
-)
+_MARKS: Select[Any] = select(
+    _version.file, _version.seq, _version.number, _version.id, _version.hash, _version.size, _version.committed_ns
+).where(_version.bucket == bindparam("bucket"), _version.file.in_(bindparam("files", expanding=True)))
 
 
 _FIELDS = [
@@ -174,9 +174,12 @@ def _marks(connection: Connection, bucket: int, files: Iterable[FileId]) -> dict
 
 
 def _history(bounds: Mapping[FileId, int], marks: Mapping[FileId, list[Row[Any]]]) -> list[Row[Any]]:
-    """The versions that a history is made of, oldest first."""
+    """The versions that a history is made of, oldest first; of those with the same content in a row the last."""
     found = [mark for file, bound in bounds.items() for mark in marks.get(file, ()) if mark.seq <= bound]
-    return sorted(found, key=lambda mark: (mark.seq, mark.number, mark.id))
+    found.sort(key=lambda mark: (mark.seq, mark.number, mark.id))
+    after = zip(found[1:], found, strict=False)
+    repeated = {mark.id for following, mark in after if (following.hash, following.size) == (mark.hash, mark.size)}
+    return [mark for mark in found if mark.id not in repeated]
 
 
 def _past_names(connection: Connection, bucket: int, directory: FileId, after: bytes, last: bytes) -> list[PastName]:
