@@ -8,8 +8,9 @@ import logging
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -17,7 +18,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from nodeserver import __version__
 from nodeserver.access.tokens import Right
-from nodeserver.chunks import DiskStore
+from nodeserver.chunks import ChunkStore
+from nodeserver.chunks.s3 import Address
+from nodeserver.chunks.s3.credentials import NoCredentials
+from nodeserver.cli_chunks import ChunksAddress, Size, open_chunks
 from nodeserver.cli_durability import durability
 from nodeserver.datadir import Damaged, DataDir, InUse, hold
 from nodeserver.http.server import bind, serve
@@ -105,6 +109,13 @@ class Duration(click.ParamType[float]):
 @_data
 @click.option("--listen", default=DEFAULT_LISTEN, show_default=True, metavar="HOST:PORT", help="Port 0 picks one.")
 @click.option("--metadata", metavar="URL", help="The metadata database.  [default: SQLite in the data directory]")
+@click.option(
+    "--chunks",
+    type=ChunksAddress(),
+    metavar="s3://BUCKET[/PREFIX][?endpoint=URL&region=NAME]",
+    help="Where chunks are kept; with credentials from the environment or ~/.aws.  [default: the data directory]",
+)
+@click.option("--capacity", type=Size(), metavar="SIZE", help="The room there is with --chunks.  [default: 1 EiB]")
 @click.option("--insecure", is_flag=True, help="Allow plain HTTP on addresses that other machines reach.")
 @click.option(
     "--gc-grace",
@@ -135,6 +146,8 @@ def serve_command(
     data: Path,
     listen: str,
     metadata: str | None,
+    chunks: Address | None,
+    capacity: int | None,
     insecure: bool,
     gc_grace: float,
     gc_interval: float,
@@ -148,10 +161,13 @@ def serve_command(
             "and the token. Put a TLS proxy in front, or use --insecure.",
             EXIT_USAGE,
         )
+    if chunks and chunks.plain and not insecure:
+        raise Failure("the endpoint of --chunks is reached by plain HTTP: use https, or --insecure.", EXIT_USAGE)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     with _failures(), hold(data.resolve()) as directory:
         times = Times(gc_grace, gc_interval, retention_interval)
-        asyncio.run(_serve(directory, host, port, metadata or directory.metadata_url, times))
+        store = partial(open_chunks, directory.path, chunks, capacity)
+        asyncio.run(_serve(directory, host, port, metadata or directory.metadata_url, store, times))
 
 
 @main.command()
@@ -167,7 +183,9 @@ def token(data: Path, subject: str, right: Right, days: float | None) -> None:
         click.echo(DataDir(data.resolve()).keys().mint(subject, right, days * DAY if days else None))
 
 
-async def _serve(directory: DataDir, host: str, port: int, url: str, times: Times) -> None:
+async def _serve(
+    directory: DataDir, host: str, port: int, url: str, store: Callable[[], Awaitable[ChunkStore]], times: Times
+) -> None:
     keys = directory.keys()
     try:
         listener = bind(host, port)
@@ -176,7 +194,7 @@ async def _serve(directory: DataDir, host: str, port: int, url: str, times: Time
     with listener:
         metadata = await Metadata.open(url)
         try:
-            chunks = await DiskStore.open(directory.chunks)
+            chunks = await store()
             try:
                 await serve(
                     listener,
@@ -204,6 +222,8 @@ def _failures() -> Iterator[None]:
         raise Failure(str(error), EXIT_NEWER) from error
     except UnusableUrl as error:
         raise Failure(f"--metadata: {error}", EXIT_USAGE) from error
+    except NoCredentials as error:
+        raise Failure(f"--chunks: {error}", EXIT_USAGE) from error
     except Unavailable as error:
         raise Failure(str(error)) from error
     except (Damaged, OSError) as error:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-import sqlite3
 import time
 from collections import Counter
-from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from nodeserver.chunks.derived import AT_ONCE, Derived, as_oserror
 from nodeserver.chunks.record import PACK_HEADER, RECORD_HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
-    from pathlib import Path
+    from collections.abc import Collection
 
     from nodeserver.chunks.pack import Appended
 
-VERSION = 2
-
-_AT_ONCE = 500
-
-_SCHEMA = f"""
+_SCHEMA = """
 CREATE TABLE chunk (
     bucket BLOB NOT NULL, id BLOB NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
     stored_ns INTEGER NOT NULL,
@@ -32,7 +25,6 @@ CREATE TABLE pack (
     bucket BLOB NOT NULL, number INTEGER NOT NULL, indexed INTEGER NOT NULL, dead INTEGER NOT NULL,
     PRIMARY KEY (bucket, number)
 ) WITHOUT ROWID;
-PRAGMA user_version = {VERSION};
 """
 
 
@@ -44,46 +36,18 @@ class Place(NamedTuple):
     length: int
 
 
-class Index:
+class Index(Derived):
     """One connection to the index, for one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-        try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            # The last rows may be lost with the power, never the file: packs tell what is missing.
-            self._db.execute("PRAGMA synchronous = NORMAL")
-        except BaseException:
-            self._db.close()
-            raise
-
-    @classmethod
-    def open(cls, path: Path) -> Index:
-        """The index at ``path``; an empty one when it is absent, damaged or of another version."""
-        try:
-            index = cls(path)
-            version = index._version()
-        except sqlite3.DatabaseError:
-            version = -1
-        else:
-            if version == VERSION:
-                return index
-            index.close()
-        if version != 0:
-            for suffix in ("", "-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-        index = cls(path)
-        with index._transaction():
-            for statement in _SCHEMA.split(";\n"):
-                index._db.execute(statement)
-        return index
+    VERSION = 2
+    SCHEMA = _SCHEMA
 
     def find(self, bucket: bytes, ids: Collection[bytes]) -> dict[bytes, Place]:
         """Where those of ``ids`` lie that are in packs. Raises ``OSError``."""
         found: dict[bytes, Place] = {}
         rest = iter(ids)
-        with _as_oserror():
-            while some := list(islice(rest, _AT_ONCE)):
+        with as_oserror():
+            while some := list(islice(rest, AT_ONCE)):
                 marks = ",".join("?" * len(some))
                 query = f"SELECT id, pack, offset, length FROM chunk WHERE bucket = ? AND id IN ({marks})"  # noqa: S608
                 for chunk, *place in self._db.execute(query, (bucket, *some)):
@@ -112,7 +76,7 @@ class Index:
 
     def count(self, bucket: bytes) -> int:
         """How many chunks of a bucket are in packs. Raises ``OSError``."""
-        with _as_oserror():
+        with as_oserror():
             return int(self._db.execute("SELECT count(*) FROM chunk WHERE bucket = ?", (bucket,)).fetchone()[0])
 
     def older(self, bucket: bytes, first: int, beyond: int, before_ns: int) -> list[bytes]:
@@ -122,7 +86,7 @@ class Index:
         """
         query = "SELECT id FROM chunk WHERE bucket = ? AND id >= ? AND id < ? AND stored_ns < ?"
         end = bytes([beyond]) if beyond < 256 else b"\xff" * 33
-        with _as_oserror():
+        with as_oserror():
             return [row[0] for row in self._db.execute(query, (bucket, bytes([first]), end, before_ns))]
 
     def packs(self) -> dict[tuple[bytes, int], int]:
@@ -136,12 +100,12 @@ class Index:
         Raises ``OSError``.
         """
         query = "SELECT number, dead FROM pack WHERE bucket = ? AND dead > 0 AND dead >= ? * (indexed - ?)"
-        with _as_oserror():
+        with as_oserror():
             return sorted(self._db.execute(query, (bucket, share, PACK_HEADER)))
 
     def retire(self, bucket: bytes, number: int) -> bool:
         """Forget a pack, durably, if all of it is dead. Raises ``OSError``."""
-        with _as_oserror():
+        with as_oserror():
             # What was moved elsewhere must not be looked for in a pack that is gone.
             self._db.execute("PRAGMA synchronous = FULL")
             try:
@@ -174,10 +138,6 @@ class Index:
             self._db.execute("DELETE FROM chunk WHERE bucket = ?", (bucket,))
             self._db.execute("DELETE FROM pack WHERE bucket = ?", (bucket,))
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._db.close()
-
     def _bury(self, bucket: bytes, ids: Collection[bytes]) -> None:
         """Count the records that chunks have now as dead."""
         dead = Counter[int]()
@@ -185,27 +145,3 @@ class Index:
             dead[place.pack] += RECORD_HEADER + place.length
         rows = [(size, bucket, number) for number, size in dead.items()]
         self._db.executemany("UPDATE pack SET dead = dead + ? WHERE bucket = ? AND number = ?", rows)
-
-    def _version(self) -> int:
-        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All of the block's changes or none. Raises ``OSError``."""
-        with _as_oserror():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-
-
-@contextmanager
-def _as_oserror() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
-        raise OSError(errno.ENOSPC if full else errno.EIO, f"chunk index: {error}") from error

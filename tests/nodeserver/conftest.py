@@ -9,6 +9,9 @@ import pytest
 
 from tests.harness import Node
 from tests.nodeserver.api import Api
+from tests.nodeserver.seaweed import keys, seaweed
+
+__all__ = ["keys", "seaweed"]
 
 _numbers = itertools.count()
 
