@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,10 +23,9 @@ from nodeserver.protocol.wire import (
     Version,
     Versions,
     WorkerStatus,
-    pack,
     unpack,
 )
-from tests.harness import Node, eventually
+from tests.harness import eventually
 from tests.nodeserver.api import Api, base64url
 
 SOON = ("--gc-grace", "0.2s", "--gc-interval", "1d", "--retention-interval", "1d")
@@ -102,37 +100,38 @@ def read_manifest(api: Api, manifest: Manifest) -> bytes:
     return data
 
 
-def digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+def rows(api: Api, table: str, columns: str = "*") -> list[tuple[object, ...]]:
+    """Rows that a table of the metadata has of the bucket."""
+    query = f"SELECT {columns} FROM {table} WHERE bucket = (SELECT bucket FROM bucket WHERE id = ?)"
+    with contextlib.closing(sqlite3.connect(api.node.data / "metadata.sqlite", timeout=30)) as database:
+        return list(database.execute(query, [api.bucket.id]))
 
 
-def rows(node: Node, query: str, *values: object) -> list[tuple[object, ...]]:
-    """Rows of the metadata database."""
-    with contextlib.closing(sqlite3.connect(node.data / "metadata.sqlite", timeout=30)) as database:
-        return list(database.execute(query, values))
-
-
-def manifests(node: Node) -> dict[bytes, Manifest]:
+def manifests(api: Api) -> dict[bytes, Manifest]:
     """The manifests of all versions there are."""
     found = {}
-    for id_, packed in rows(node, "SELECT id, manifest FROM version"):
+    for id_, packed in rows(api, "version", "id, manifest"):
         assert isinstance(id_, bytes)
         assert isinstance(packed, bytes)
         found[id_] = unpack(packed, Manifest)
     return found
 
 
-def needed(node: Node) -> set[bytes]:
+def needed(api: Api) -> set[bytes]:
     """The chunks that versions list."""
-    return {piece.chunk for manifest in manifests(node).values() for piece in manifest.slices if piece.chunk}
+    return {piece.chunk for manifest in manifests(api).values() for piece in manifest.slices if piece.chunk}
 
 
-def stored(node: Node) -> set[bytes]:
+def shelf(api: Api) -> Path:
+    """Where the chunks of the bucket are."""
+    return api.node.data / "chunks" / api.bucket.id.hex()
+
+
+def stored(api: Api) -> set[bytes]:
     """The chunks that are stored."""
-    chunks: Path = node.data / "chunks"
-    with contextlib.closing(sqlite3.connect(chunks / "index.sqlite", timeout=30)) as index:
-        packed = {row[0] for row in index.execute("SELECT id FROM chunk")}
-    return packed | {bytes.fromhex(path.name) for path in chunks.glob("*/files/*/*")}
+    with contextlib.closing(sqlite3.connect(api.node.data / "chunks" / "index.sqlite", timeout=30)) as index:
+        packed = {row[0] for row in index.execute("SELECT id FROM chunk WHERE bucket = ?", [api.bucket.id])}
+    return packed | {bytes.fromhex(path.name) for path in shelf(api).glob("files/*/*")}
 
 
 def collect(api: Api) -> None:
@@ -141,16 +140,6 @@ def collect(api: Api) -> None:
     def collected() -> bool:
         status = worker(api, "gc")
         assert not status.error, status.error
-        return stored(api.node) <= needed(api.node) and not rows(api.node, "SELECT * FROM condemned")
+        return stored(api) <= needed(api) and not rows(api, "condemned")
 
     eventually(collected, 30, "garbage is collected")
-
-
-def pack_bytes(node: Node) -> int:
-    """Bytes in the packs of all buckets."""
-    return sum(path.stat().st_size for path in (node.data / "chunks").glob("*/packs/*"))
-
-
-def send(api: Api, path: str, body: object) -> int:
-    """The status of a POST below the bucket."""
-    return api.http.post(f"/buckets/{api.name}{path}", content=pack(body)).status_code

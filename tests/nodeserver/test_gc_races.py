@@ -18,6 +18,7 @@ from nodeserver.content.manifest import content_hash, pack_slices
 from nodeserver.http.app import build
 from nodeserver.http.services import Services
 from nodeserver.metadata import garbage
+from nodeserver.metadata.buckets import BucketRow
 from nodeserver.metadata.store import Metadata
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.ids import new_id
@@ -87,6 +88,7 @@ class Site:
 
     metadata: Metadata
     chunks: ChunkStore
+    bucket: BucketRow
     collector: Collector
     http: httpx.AsyncClient
 
@@ -146,7 +148,7 @@ def test_a_commit_after_the_versions_were_read_takes_its_chunk_back(tmp_path: Pa
         await site.upload(b"other")
         assert (await site.commit(b"other")).status_code == 200
         [chunk] = await site.condemn(data)
-        statuses = []
+        statuses: list[int] = []
 
         async def act() -> None:
             if not statuses:
