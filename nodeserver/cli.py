@@ -28,6 +28,7 @@ from nodeserver.http.server import bind, serve
 from nodeserver.metadata.engines import UnusableUrl
 from nodeserver.metadata.errors import Unavailable
 from nodeserver.metadata.migrations import NewerFormat
+from nodeserver.metadata.secrets import common
 from nodeserver.metadata.store import Metadata
 from nodeserver.workers.schedule import Times
 
@@ -194,6 +195,9 @@ async def _serve(
     with listener:
         metadata = await Metadata.open(url)
         try:
+            if metadata.shared:
+                directory.adopt(await metadata.write(common, directory.secrets()))
+                keys = directory.keys()
             chunks = await store()
             try:
                 await serve(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from nodeserver.access.secrets import read_or_create
+from nodeserver.access.secrets import read_or_create, replace
 from nodeserver.access.tokens import Keys
 from nodeserver.chunks.disk import make_dir
 from nodeserver.metadata.migrations import NewerFormat
@@ -18,6 +19,9 @@ from nodeserver.protocol.ids import new_id
 
 FORMAT = 1
 """The layout of the directory; a change of it needs a step that makes the old one into the new one."""
+
+
+log = logging.getLogger(__name__)
 
 
 class InUse(Exception):
@@ -28,12 +32,14 @@ class Damaged(Exception):
     """A file of the directory is not what a server wrote."""
 
 
-class Identity(msgspec.Struct):
+class Identity(msgspec.Struct, omit_defaults=True):
     """What ``node.json`` holds."""
 
     format: int
     id: str
     """16 bytes in hexadecimal."""
+    audience: str = ""
+    """Of tokens, where it is not the id: that of the server whose signing key all on its database use."""
 
 
 class DataDir:
@@ -43,9 +49,9 @@ class DataDir:
         """Raises ``NewerFormat``, ``Damaged``, ``OSError``."""
         self.path = path
         minted = Identity(FORMAT, new_id().hex())
-        content = read_or_create(path / "node.json", msgspec.json.encode(minted) + b"\n")
+        content = read_or_create(path / "node.json", _json(minted))
         try:
-            found = msgspec.json.decode(content, type=Identity)
+            self._identity = found = msgspec.json.decode(content, type=Identity)
             self.node = bytes.fromhex(found.id)
         except ValueError as error:
             raise Damaged(f"{path / 'node.json'}: {error}") from error
@@ -58,11 +64,44 @@ class DataDir:
         """The signing key, made at the first start, as ``admin.token`` is. Raises ``Damaged``, ``OSError``."""
         path = self.path / "signing.key"
         try:
-            keys = Keys(read_or_create(path, Keys.generate()), self.node.hex())
+            keys = Keys(read_or_create(path, Keys.generate()), self._audience)
         except ValueError as error:
             raise Damaged(f"{path}: {error}") from error
-        read_or_create(self.path / "admin.token", keys.mint("admin", "admin").encode() + b"\n")
+        read_or_create(self.path / "admin.token", _admin(keys))
         return keys
+
+    def secrets(self) -> dict[str, bytes]:
+        """What servers on one database must have in common. Raises as ``keys``."""
+        self.keys()
+        return {"signing.key": (self.path / "signing.key").read_bytes(), "audience": self._audience.encode()}
+
+    def adopt(self, secrets: dict[str, bytes]) -> None:
+        """Take over the secrets of other servers, tokens of before are void. Raises ``Damaged``, ``OSError``."""
+        if secrets == self.secrets():
+            return
+        try:
+            audience = secrets["audience"].decode()
+            keys = Keys(secrets["signing.key"], audience)
+        except (KeyError, ValueError) as error:
+            raise Damaged(f"the secrets in the metadata database: {error}") from error
+        self._identity.audience = audience
+        # In this order: what a crash leaves is not equal yet, and the next start does it again.
+        replace(self.path / "admin.token", _admin(keys))
+        replace(self.path / "node.json", _json(self._identity))
+        replace(self.path / "signing.key", secrets["signing.key"])
+        log.info("took over the signing key of the other servers on the database; admin.token is new")
+
+    @property
+    def _audience(self) -> str:
+        return self._identity.audience or self.node.hex()
+
+
+def _admin(keys: Keys) -> bytes:
+    return keys.mint("admin", "admin").encode() + b"\n"
+
+
+def _json(identity: Identity) -> bytes:
+    return msgspec.json.encode(identity) + b"\n"
 
 
 @contextlib.contextmanager

@@ -20,8 +20,7 @@ from nodeserver.client import connection
 from nodeserver.content import chunker, codec, manifest
 from nodeserver.http import codec as bodies
 from nodeserver.http import server
-from nodeserver.metadata import buckets, migrations
-from nodeserver.metadata import database as metadata
+from nodeserver.metadata import buckets, engines, migrations, tables
 from nodeserver.metadata.checks import XATTR_MAX
 from nodeserver.protocol import errors, wire
 
@@ -133,7 +132,7 @@ def test_modules_and_packages_that_the_map_names_exist() -> None:
         ("concurrency.md", f"only while {size(connection.BULK)} or more"),
         ("concurrency.md", f"at most {committer.BATCH_ROWS:,} rows and about {size(committer.BATCH_BYTES)}"),
         ("concurrency.md", f"{server.GRACE:g} s for requests in flight"),
-        ("concurrency.md", f"| `metadata-reader` | {metadata.READERS} |"),
+        ("concurrency.md", f"| `metadata-reader` | {engines.THREADS} |"),
         ("concurrency.md", f"| `chunk-disk` | {store.DISK_THREADS} |"),
         ("formats.md", f"is the format, now {database.FORMAT}."),
         ("formats.md", f"`{control.NAME}` | 0600"),
@@ -173,5 +172,7 @@ def test_formats_name_every_table_and_journal_row() -> None:
     assert numbers == {op.name: op.value for op in journal.Op}
     masks = re.findall(r"mask: ([\w, ]+) \|", text)[0].split(", ")
     assert masks == [f"{field.value} {field.name.lower()}" for field in journal.Field if field.name]
-    assert migrations.FIRST + len(migrations.STEPS) == 1, "a new format needs a word in formats.md"
+    assert f"| `schema_version` | | the format, now {migrations.FIRST + len(migrations.STEPS)} |" in text
+    for name in tables.metadata.tables:
+        assert f"| `{name}` |" in text, name
     assert buckets.PURGE == 1000, "as formats.md and concurrency.md say"

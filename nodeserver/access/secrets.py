@@ -15,18 +15,34 @@ def read_or_create(path: Path, content: bytes) -> bytes:
     """
     with contextlib.suppress(FileNotFoundError):
         return path.read_bytes()
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600, O_EXCL
+    name = _written(path, content)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         os.link(name, path)  # unlike rename, fails when somebody else was first
     finally:
         os.unlink(name)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(path.parent)
+    return content
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Let the file ``path`` hold ``content``, with mode 0600. A crash leaves the old or the new. Raises ``OSError``."""
+    os.replace(_written(path, content), path)
+    _sync(path.parent)
+
+
+def _written(path: Path, content: bytes) -> str:
+    """The name of a new file beside ``path``."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600, O_EXCL
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return name
+
+
+def _sync(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
-    return content

@@ -50,6 +50,7 @@ _CODES: dict[type[Exception], Code] = {
     errors.BucketExists: Code.BUCKET_EXISTS,
     errors.BucketNotEmpty: Code.BUCKET_NOT_EMPTY,
     errors.HistoryGone: Code.HISTORY_GONE,
+    errors.Unavailable: Code.BUSY,
     errors.Held: Code.HELD,
     errors.Current: Code.CURRENT,
     NoWorker: Code.NO_ROUTE,

@@ -29,6 +29,8 @@ _LOAD = (
         and_(_log.bucket == _bucket.bucket, _log.client == bindparam("client"), _log.batch == bindparam("batch")),
     )
     .where(_bucket.bucket == bindparam("bucket"), _bucket.name.is_not(None))
+    # Who comes second learns so at the first statement, and not when all is done.
+    .with_for_update(of=tables.bucket, key_share=True)
 )  # fmt: skip
 _SAVE = (
     update(tables.bucket)

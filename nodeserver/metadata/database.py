@@ -5,75 +5,128 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import ClauseElement, Connection, Dialect, Engine, create_engine, event
-from sqlalchemy.engine import make_url
+from sqlalchemy import ClauseElement, Connection, Dialect, Engine
 from sqlalchemy.engine.interfaces import DBAPICursor
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from nodeserver.metadata.engines import THREADS, Kind, connect, kind_of
+from nodeserver.metadata.errors import Unavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-READERS = 4
-"""Read transactions at a time."""
-BUSY_TIMEOUT = 30.0
-"""Seconds to wait for another process that holds SQLite's write lock, such as a backup."""
-
-
-class UnusableUrl(ValueError):
-    """The metadata URL is not of a database that this release supports."""
+DEADLINE = 8.0
+"""Seconds after which a transaction that did not succeed is not tried again: less than a mount waits for an answer."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.5
+"""Seconds before the second try, at most; the most doubles with each."""
+TAKEN_TRIES = 5
+"""Tries at making a row that another transaction makes; then it is no race."""
 
 
 class Database:
     """An engine and its transactions, for functions that take a ``Connection`` first.
 
-    ``read`` sees one snapshot. ``write`` is durable when it returns. A transaction runs as a whole on a thread: a hop
-    there and back for each statement, as asynchronous drivers make them, costs more than the statements do.
+    ``read`` sees one snapshot. ``write`` is durable when it returns, and as if all of them had run one after the
+    other. A transaction runs as a whole on a thread: a hop there and back for each statement, as asynchronous drivers
+    make them, costs more than the statements do. One that another has outrun, or that lost its connection, runs again
+    from its beginning, so what the functions do besides must bear to be done twice.
     """
 
     def __init__(self, url: str) -> None:
         """Raises ``UnusableUrl``. Does not connect yet."""
-        try:
-            parsed = make_url(url)
-        except ArgumentError as error:
-            raise UnusableUrl(f"{url!r} is not a database URL") from error
-        if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-            raise UnusableUrl(f"{url!r} is not supported: sqlite:///PATH is")
-        arguments = {"timeout": BUSY_TIMEOUT, "cached_statements": 256}
-        self._engine = create_engine(parsed.set(drivername="sqlite"), connect_args=arguments)
-        _configure_sqlite(self._engine)
-        self._writer = ThreadPoolExecutor(1, "metadata-writer")  # SQLite has room for one, and lets others poll
-        self._readers = ThreadPoolExecutor(READERS, "metadata-reader")
+        self._engines = connect(url)
+        self._writer = ThreadPoolExecutor(self._engines.writers, "metadata-writer")
+        self._readers = ThreadPoolExecutor(THREADS, "metadata-reader")
+
+    @property
+    def shared(self) -> bool:
+        """Whether other servers may write to the database."""
+        return self._engines.shared
 
     async def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run ``function(connection, …)`` in a read transaction."""
-
-        def transaction() -> T:
-            with self._engine.connect() as connection:
-                return function(connection, *args, **kwargs)
-
-        return await asyncio.get_running_loop().run_in_executor(self._readers, transaction)
+        """Run ``function(connection, …)`` in a read transaction. Raises ``Unavailable``."""
+        return await self._run(
+            self._readers, self._engines.reading, True, lambda connection: function(connection, *args, **kwargs)
+        )
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run ``function(connection, …)`` in a write transaction, committed when it returns."""
+        """Run ``function(connection, …)`` in a write transaction, committed when it returns.
 
-        def transaction() -> T:
-            with self._engine.connect().execution_options(write=True) as connection, connection.begin():
-                return function(connection, *args, **kwargs)
+        Raises ``Unavailable``: nothing was done, but for when the connection broke in the moment of the commit.
+        """
+        return await self._run(
+            self._writer, self._engines.writing, False, lambda connection: function(connection, *args, **kwargs)
+        )
 
-        return await asyncio.get_running_loop().run_in_executor(self._writer, transaction)
+    async def repeat(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As ``write``, for a function that does nothing, and answers the same, where it was done before.
+
+        It runs again when the connection broke in the moment of the commit.
+        """
+        return await self._run(
+            self._writer, self._engines.writing, True, lambda connection: function(connection, *args, **kwargs)
+        )
 
     async def close(self) -> None:
         """Finish the transactions that were begun and close all connections."""
         await asyncio.to_thread(self._close)
 
+    async def _run(
+        self, pool: ThreadPoolExecutor, engine: Engine, repeatable: bool, function: Callable[[Connection], T]
+    ) -> T:
+        until = time.monotonic() + DEADLINE
+        tries = 0
+        while True:
+            tries += 1
+            attempt = _Attempt(engine, function, until)
+            try:
+                return await asyncio.get_running_loop().run_in_executor(pool, attempt)
+            except DBAPIError as error:
+                kind = kind_of(error)
+                if kind is Kind.LOST and attempt.committing and not repeatable:
+                    raise Unavailable("the connection to the metadata database broke during a commit") from error
+                if kind in (Kind.FULL, Kind.OTHER) or (kind is Kind.TAKEN and tries >= TAKEN_TRIES):
+                    raise
+                pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries))  # noqa: S311
+                if time.monotonic() + pause > until:
+                    raise Unavailable(f"the metadata database: {_line(error)}") from error
+            await asyncio.sleep(pause)
+
     def _close(self) -> None:
         for pool in (self._writer, self._readers):
             pool.shutdown()
-        self._engine.dispose()
+        self._engines.reading.dispose()
+
+
+class _Attempt:
+    """One try of a transaction, on a thread."""
+
+    def __init__(self, engine: Engine, function: Callable[[Connection], Any], until: float) -> None:
+        self._engine = engine
+        self._function = function
+        self._until = until
+        self.committing = False
+        """Whether it came so far that it may have been done."""
+
+    def __call__(self) -> Any:
+        if time.monotonic() > self._until:  # all threads wait for a database that does not answer
+            raise Unavailable("the metadata database does not answer")
+        with self._engine.connect() as connection, connection.begin() as transaction:
+            try:
+                answer = self._function(connection)
+                self.committing = True
+                transaction.commit()
+            except DBAPIError as error:
+                if kind_of(error) is Kind.LOST:
+                    connection.invalidate(error)
+                raise
+            return answer
 
 
 def rows_of(connection: Connection, statement: ClauseElement, values: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -112,21 +165,8 @@ def _text(statement: ClauseElement, dialect: Dialect) -> str:
 
 def is_full(error: OperationalError) -> bool:
     """Whether a statement failed because the database's disk is full."""
-    return getattr(error.orig, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+    return kind_of(error) is Kind.FULL
 
 
-def _configure_sqlite(engine: Engine) -> None:
-    """Real transactions from BEGIN on, an fsync for each commit, foreign keys left to the code."""
-
-    @event.listens_for(engine, "connect")
-    def connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver would begin only before the first change
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-65536", "temp_store=MEMORY"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        write = connection.get_execution_options().get("write")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+def _line(error: DBAPIError) -> str:
+    return " ".join(str(error.orig).split())

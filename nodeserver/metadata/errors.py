@@ -41,3 +41,7 @@ class Doomed(Refusal):
     def __init__(self, ids: list[bytes]) -> None:
         super().__init__(f"{len(ids)} chunks are not stored")
         self.ids = ids
+
+
+class Unavailable(Exception):
+    """The database cannot answer now; the request can be made again."""

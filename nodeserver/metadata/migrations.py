@@ -16,7 +16,10 @@ Step = Callable[[Connection], None]
 
 
 def _history(connection: Connection) -> None:
-    """Format 2: what files were, whose history they continue, retention, holds, chunks on their way out."""
+    """Format 2: what files were, whose history they continue, retention, holds, chunks on their way out.
+
+    Only SQLite was ever without them.
+    """
     for statement in _HISTORY.split(";"):
         connection.execute(text(statement))
 
@@ -48,7 +51,14 @@ CREATE TABLE condemned (
 ) WITHOUT ROWID
 """
 
-STEPS: Sequence[Step] = (_history,)
+
+def _several_servers(connection: Connection) -> None:
+    """Format 3: the secrets that several servers on one database share."""
+    bytes_ = "BLOB" if connection.dialect.name == "sqlite" else "BYTEA"
+    connection.execute(text(f"CREATE TABLE secret (name TEXT NOT NULL PRIMARY KEY, value {bytes_} NOT NULL)"))
+
+
+STEPS: Sequence[Step] = (_history, _several_servers)
 """``STEPS[n]`` turns format ``FIRST + n`` into the next. Append only; a step that was released never changes,
 so it must spell out its SQL instead of using ``tables``."""
 

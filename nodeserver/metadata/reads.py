@@ -107,6 +107,12 @@ def newest_seq(connection: Connection, bucket: int) -> int:
     return seq
 
 
+def newest_seqs(connection: Connection) -> dict[int, int]:
+    """The newest commit of each bucket."""
+    rows = connection.execute(select(_bucket.bucket, _bucket.seq).where(_bucket.name.is_not(None)))
+    return {row.bucket: row.seq for row in rows}
+
+
 def _directory(connection: Connection, bucket: int, id_: FileId) -> File:
     row = connection.execute(_FILE_BY_ID, {"bucket": bucket, "id": id_}).one_or_none()
     directory = file_of(row) if row else None

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
 from nodeserver.metadata import buckets, commits, events, past, purges, reads, versions
 from nodeserver.metadata.buckets import BucketRow
-from nodeserver.metadata.database import Database
+from nodeserver.metadata.database import DEADLINE, Database
+from nodeserver.metadata.errors import NoBucket, Unavailable
 from nodeserver.metadata.migrations import STEPS, Step, migrate
+from nodeserver.metadata.news import News
 from nodeserver.metadata.purges import Destroyed
 from nodeserver.protocol.wire import (
     Change,
@@ -36,6 +39,9 @@ from nodeserver.protocol.wire import (
     Versions,
 )
 
+BELIEF = 1.0
+"""Seconds that a bucket's identity is believed for where other servers may delete it."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -45,18 +51,19 @@ class Metadata:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._known: dict[str, BucketRow] = {}
-        """What of a bucket never changes, so that a request for a chunk costs no query."""
+        self._known: dict[str, tuple[BucketRow, float]] = {}
+        """What of a bucket never changes, so that a request for a chunk costs no query; until when it is believed."""
+        self._belief = BELIEF if database.shared else math.inf
         self._deletions = 0  # what was read before one must not be remembered after it
-        self._news: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
-        self._closing = False
+        self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._news = News(self._newest if database.shared else None)
 
     @classmethod
     async def open(cls, url: str, steps: Sequence[Step] = STEPS) -> Metadata:
         """Connect and bring the tables up to date. Raises ``UnusableUrl``, ``NewerFormat``."""
         database = Database(url)
         try:
-            await database.write(migrate, steps)
+            await database.repeat(migrate, steps)
         except BaseException:
             await database.close()
             raise
@@ -68,22 +75,33 @@ class Metadata:
 
     def release(self) -> None:
         """Answer every waiting long poll now, and let none wait from now on."""
-        self._closing = True
-        for event in self._news.values():
-            event.set()
+        self._news.close()
+
+    @property
+    def shared(self) -> bool:
+        """Whether other servers may be at work on the same database."""
+        return self._database.shared
 
     # Buckets
 
     async def identify(self, name: str) -> BucketRow:
-        """A bucket whose ``bucket``, ``id``, ``root`` and ``chunk_key`` are right; the rest may be old."""
-        return self._known.get(name) or await self.bucket(name)
+        """A bucket whose ``bucket``, ``id``, ``root`` and ``chunk_key`` are right; the rest may be old.
+
+        Where other servers delete buckets too, they are what they were a second ago.
+        """
+        known, until = self._known.get(name, (None, 0.0))
+        return known if known and time.monotonic() < until else await self.bucket(name)
 
     async def bucket(self, name: str) -> BucketRow:
         """A bucket as it is now."""
-        deletions = self._deletions
-        found = await self._database.read(buckets.find, name)
+        deletions, until = self._deletions, time.monotonic() + self._belief
+        try:
+            found = await self._database.read(buckets.find, name)
+        except NoBucket:
+            self._known.pop(name, None)
+            raise
         if deletions == self._deletions:
-            self._known[name] = found
+            self._known[name] = found, until
         return found
 
     async def buckets(self) -> list[BucketRow]:
@@ -92,18 +110,18 @@ class Metadata:
 
     async def create_bucket(self, name: str, new: NewBucket) -> BucketRow:
         """A new bucket, or the one that the same request made before."""
-        return await self._database.write(buckets.create, name, new, time.time_ns())
+        return await self._database.repeat(buckets.create, name, new, time.time_ns())
 
     async def set_quota(self, name: str, quota: int | None) -> BucketRow:
         """Limit a bucket to ``quota`` bytes, None for no limit."""
-        return await self._database.write(buckets.set_quota, name, quota)
+        return await self._database.repeat(buckets.set_quota, name, quota)
 
     async def delete_bucket(self, name: str) -> None:
         """Delete an empty bucket."""
         removed = await self._database.write(buckets.remove, name)
         self._deletions += 1
         self._known.clear()
-        self._wake(removed.bucket)
+        self._news.tell(removed.bucket)
 
     async def removed_buckets(self) -> list[tuple[int, bytes]]:
         """Number and id of deleted buckets that still take room."""
@@ -131,87 +149,112 @@ class Metadata:
         ``chunks`` are those that its content is in.
         """
         bucket = (await self.identify(name)).bucket
-        now = time.time_ns()
-        answer = await self._database.write(commits.commit, bucket, batch, author=author, now_ns=now, chunks=chunks)
-        self._wake(bucket)
+        async with self._turn(bucket):
+            now = time.time_ns()
+            try:
+                answer = await self._database.repeat(
+                    commits.commit, bucket, batch, author=author, now_ns=now, chunks=chunks
+                )
+            except NoBucket as error:
+                await self.bucket(name)
+                # Its chunks were looked for in the one that is gone.
+                raise Unavailable(f"the bucket {name!r} was deleted and made anew") from error
+        self._news.tell(bucket)
         return answer
 
     async def purge_history(self, name: str, op: Purge, *, author: str) -> Destroyed:
         """Destroy versions for good."""
-        bucket = (await self.identify(name)).bucket
+        bucket = (await self.bucket(name)).bucket
         done = await self._database.write(purges.purge, bucket, op, author=author, now_ns=time.time_ns())
-        self._wake(bucket)
+        self._news.tell(bucket)
         return done
 
     async def answered(self, name: str, batch: Commit) -> Committed | None:
         """The answer a batch got before, None when it was not applied."""
-        return await self._database.read(commits.answered, (await self.identify(name)).bucket, batch)
+        return await self._in(name, commits.answered, batch)
 
     async def file(self, name: str, id_: FileId, at: int | None = None) -> FileAnswer:
         """A file with its whole manifest, now or as of commit ``at``."""
-        bucket = (await self.identify(name)).bucket
         if at is not None:
-            return await self._database.read(past.file, bucket, id_, at)
-        return await self._database.read(reads.file, bucket, id_)
+            return await self._in(name, past.file, id_, at)
+        return await self._in(name, reads.file, id_)
 
     async def lookup(self, name: str, directory: FileId, entry: bytes, at: int | None = None) -> FileAnswer:
         """What a name is in a directory, or was as of commit ``at``."""
-        bucket = (await self.identify(name)).bucket
         if at is not None:
-            return await self._database.read(past.lookup, bucket, directory, entry, at)
-        return await self._database.read(reads.lookup, bucket, directory, entry)
+            return await self._in(name, past.lookup, directory, entry, at)
+        return await self._in(name, reads.lookup, directory, entry)
 
     async def entries(self, name: str, directory: FileId, after: bytes, limit: int, at: int | None = None) -> Listing:
         """A page of a directory, now or as of commit ``at``: up to ``limit`` names greater than ``after``."""
-        bucket = (await self.identify(name)).bucket
         if at is not None:
-            return await self._database.read(past.entries, bucket, directory, after, limit, at)
-        return await self._database.read(reads.entries, bucket, directory, after, limit)
+            return await self._in(name, past.entries, directory, after, limit, at)
+        return await self._in(name, reads.entries, directory, after, limit)
 
     async def changes(self, name: str, since: int, limit: int, wait: float) -> tuple[int, list[Change]]:
         """Commits after ``since`` and the newest that they reach; waits up to ``wait`` seconds for the first."""
-        bucket = (await self.identify(name)).bucket
         until = time.monotonic() + wait
         while True:
-            news = self._news[bucket]
-            seq, found = await self._database.read(reads.changes, bucket, since, limit)
-            if found or self._closing or time.monotonic() >= until:
+            bucket = (await self.identify(name)).bucket
+            news = self._news.of(bucket)
+            seq, found = await self._in(name, reads.changes, since, limit)
+            if found or self._news.closed or time.monotonic() >= until:
                 return seq, found
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(until - time.monotonic()):
-                    await news.wait()
+            await self._news.wait(news, bucket, seq, until)
 
     # History
 
     async def moment(self, name: str, time_ns: int) -> Moment:
         """The newest commit not after a time in nanoseconds since the epoch."""
-        return await self._database.read(past.moment, (await self.identify(name)).bucket, time_ns)
+        return await self._in(name, past.moment, time_ns)
 
     async def tree(self, name: str, directory: FileId, after: bytes, limit: int, at: int | None) -> TreeListing:
         """A page of all that is below a directory, now or as of commit ``at``: the paths that follow ``after``."""
-        return await self._database.read(past.tree, (await self.identify(name)).bucket, directory, after, limit, at)
+        return await self._in(name, past.tree, directory, after, limit, at)
 
     async def names(self, name: str, directory: FileId, after: bytes, limit: int) -> PastNames:
         """A page of the names that have or had content in a directory."""
-        return await self._database.read(versions.names, (await self.identify(name)).bucket, directory, after, limit)
+        return await self._in(name, versions.names, directory, after, limit)
 
     async def versions(self, name: str, directory: FileId, entry: bytes, after: VersionId, limit: int) -> Versions:
         """A page of the history of a name, oldest first."""
-        bucket = (await self.identify(name)).bucket
-        return await self._database.read(versions.versions, bucket, directory, entry, after, limit)
+        return await self._in(name, versions.versions, directory, entry, after, limit)
 
     async def version(self, name: str, id_: VersionId) -> VersionAnswer:
         """A version with its whole manifest."""
-        return await self._database.read(versions.version, (await self.identify(name)).bucket, id_)
+        return await self._in(name, versions.version, id_)
 
     async def log(self, name: str, id_: FileId, before: int, limit: int) -> Events:
         """A page of what happened to a file, or below a directory, newest first; from the newest with ``before`` 0."""
-        return await self._database.read(events.log, (await self.identify(name)).bucket, id_, before, limit)
+        return await self._in(name, events.log, id_, before, limit)
 
     async def occupants(self, name: str, directory: FileId, entry: bytes) -> Occupants:
         """Who has or had a name, oldest first."""
-        return await self._database.read(versions.occupants, (await self.identify(name)).bucket, directory, entry)
+        return await self._in(name, versions.occupants, directory, entry)
 
-    def _wake(self, bucket: int) -> None:
-        if event := self._news.pop(bucket, None):
-            event.set()
+    @contextlib.asynccontextmanager
+    async def _turn(self, bucket: int) -> AsyncIterator[None]:
+        """Commits to a bucket come one at a time, so that they outrun only those of other servers."""
+        turn = self._turns[bucket]
+        try:
+            async with asyncio.timeout(DEADLINE):
+                await turn.acquire()
+        except TimeoutError as error:
+            raise Unavailable("too many commits wait") from error
+        try:
+            yield
+        finally:
+            turn.release()
+
+    async def _in(
+        self, name: str, function: Callable[Concatenate[Connection, int, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run ``function(connection, bucket, …)``, which only reads."""
+        bucket = (await self.identify(name)).bucket
+        try:
+            return await self._database.read(function, bucket, *args, **kwargs)
+        except NoBucket:  # unless another server deleted it and there is a new one of that name
+            return await self._database.read(function, (await self.bucket(name)).bucket, *args, **kwargs)
+
+    async def _newest(self) -> Mapping[int, int]:
+        return await self._database.read(reads.newest_seqs)

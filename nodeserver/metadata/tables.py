@@ -204,3 +204,11 @@ condemned = Table(
     Column("doomed", Integer, nullable=False),  # 0: a commit may still take it back; 1: it is being deleted
     sqlite_with_rowid=False,
 )
+
+# What the servers on one database have in common: "signing.key" (PEM) and "audience" of tokens.
+secret = Table(
+    "secret",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Bytes, nullable=False),
+)
