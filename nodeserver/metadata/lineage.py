@@ -68,7 +68,8 @@ def _closure(*, forward: bool) -> Select[Any]:
     first = select(*_RELATIVE).where(here, _file.id.in_(bindparam("ids", expanding=True)))
     found = first.cte("found", recursive=True)
     if forward:
-        link = and_(_file.follows == found.c.id, _file.follows_seq > literal_column("0"))  # as its index has it
+        # As its index has it. Not ``==``: without statistics SQLite then takes the primary key, and reads the bucket.
+        link = and_(_file.follows.between(found.c.id, found.c.id), _file.follows_seq > literal_column("0"))
     else:
         link = _file.id == found.c.follows
     further = select(*_RELATIVE).join_from(found, tables.file, and_(here, link))
