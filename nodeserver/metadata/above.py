@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, bindparam, literal_column, select
 
 from nodeserver.metadata import tables
-from nodeserver.metadata.rows import Rows
+from nodeserver.metadata.database import rows_of
+from nodeserver.metadata.tables import LIVE
 from nodeserver.metadata.thinning import DEFAULT
 from nodeserver.metadata.tree import Place
 from nodeserver.protocol.wire import FileId, Policy, unpack
+
+_entry = tables.entry.c
+_live: ColumnElement[int] = literal_column(str(LIVE))
+_PLACES = select(_entry.parent, _entry.name).where(
+    _entry.bucket == bindparam("bucket"), _entry.file == bindparam("file")
+)
+_NOW = _PLACES.where(_entry.until_seq == _live).order_by(_entry.parent, _entry.name)
+_LAST = (
+    _PLACES.where(_entry.until_seq < _live)
+    .order_by(_entry.until_seq.desc(), _entry.parent, _entry.name)
+    .limit(1)
+)
 
 
 class Above:
     """Policies and holds of a bucket as they are in this transaction."""
 
     def __init__(self, connection: Connection, bucket: int) -> None:
-        self._rows = Rows(connection, bucket)
+        self._connection = connection
+        self._bucket = bucket
         self._chains: dict[FileId, tuple[FileId, ...]] = {}
         self.root: FileId = connection.execute(
             select(tables.bucket.c.root).where(tables.bucket.c.bucket == bucket)
@@ -28,7 +42,9 @@ class Above:
 
     def places(self, file: FileId) -> list[Place]:
         """Where a file is; where it was last when it is gone."""
-        return list(self._rows.places(file)) or [place for place in [self._rows.last_place(file)] if place]
+        found = rows_of(self._connection, _NOW, (self._bucket, file))
+        found = found or list(self._connection.execute(_LAST, {"bucket": self._bucket, "file": file}))
+        return [(parent, name) for parent, name in found]
 
     def chain(self, directory: FileId) -> tuple[FileId, ...]:
         """A directory and those above it."""

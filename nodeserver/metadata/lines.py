@@ -6,15 +6,36 @@ import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, and_, bindparam, literal_column, select
 
 from nodeserver.metadata import tables
 from nodeserver.metadata.above import Above
+from nodeserver.metadata.database import rows_of
 from nodeserver.metadata.garbage import groups
 from nodeserver.metadata.thinning import Item, excludes, going
 from nodeserver.protocol.wire import FileId, VersionId
 
 _file, _version, _log = tables.file.c, tables.version.c, tables.commit.c
+
+
+def _closure(*, forward: bool) -> Select[tuple[FileId]]:
+    """The ids of files and of all that they follow, or that follow them."""
+    first = select(_file.id, _file.follows).where(
+        _file.bucket == bindparam("bucket"), _file.id.in_(bindparam("ids", expanding=True))
+    )
+    found = first.cte("found", recursive=True)
+    if forward:
+        link = and_(_file.follows == found.c.id, _file.follows_seq > literal_column("0"))  # as its index has it
+    else:
+        link = _file.id == found.c.follows
+    further = select(_file.id, _file.follows).join_from(
+        found, tables.file, and_(_file.bucket == bindparam("bucket"), link)
+    )
+    return select(found.union(further).c.id)
+
+
+_BACK, _FORWARD = _closure(forward=False), _closure(forward=True)
+_TIME = select(_log.time_ns).where(_log.bucket == bindparam("bucket"), _log.seq == bindparam("seq"))
 
 
 class Member(NamedTuple):
@@ -72,16 +93,13 @@ class Family:
 
 def family_of(connection: Connection, bucket: int, file: FileId) -> Family:
     """The family of a file."""
-    members: dict[FileId, Member] = {}
-    wanted = {file}
-    while wanted:
-        found = _members(connection, bucket, wanted)
-        members |= {member.id: member for member in found}
-        wanted = {member.follows for member in found if member.follows}
-        for some in groups([member.id for member in found]):
-            followers = select(_file.id).where(_file.bucket == bucket, _file.follows.in_(some), _file.follows_seq > 0)
-            wanted.update(connection.execute(followers).scalars())
-        wanted -= members.keys()
+    ids, known = {file}, set[FileId]()
+    while new := ids - known:
+        known = set(ids)
+        for some in groups(new):
+            for closure in (_BACK, _FORWARD):
+                ids.update(row.id for row in connection.execute(closure, {"bucket": bucket, "ids": some}))
+    members = {member.id: member for member in _members(connection, bucket, ids)}
     versions: dict[FileId, list[Made]] = {}
     for some in groups(members):
         rows = connection.execute(
@@ -124,8 +142,8 @@ def held(family: Family, above: Above) -> set[VersionId]:
 
 def time_of(connection: Connection, bucket: int, seq: int) -> int:
     """When a commit was made, in nanoseconds since the epoch; 0 before the first."""
-    found: int | None = connection.execute(select(_log.time_ns).where(_log.bucket == bucket, _log.seq == seq)).scalar()
-    return found or 0
+    found = rows_of(connection, _TIME, (bucket, seq))
+    return int(found[0][0]) if found else 0
 
 
 def _members(connection: Connection, bucket: int, ids: Iterable[FileId]) -> list[Member]:

@@ -79,24 +79,25 @@ def end_entries(connection: Connection, bucket: int, after: FileId, now_ns: int)
 def forget_files(connection: Connection, bucket: int, after: FileId, now_ns: int) -> tuple[FileId, int]:
     """Forget files of a page that are gone and of which nothing is left; the last of the page, and how many."""
     above = Above(connection, bucket)
-    query = select(_file.id).where(_file.bucket == bucket, _file.id > after, _file.nlink == 0)
-    without = query.where(
+    query = select(_file.id, _file.since_seq).where(
+        _file.bucket == bucket,
+        _file.id > after,
+        _file.nlink == 0,
+        _file.since_seq <= _seq_at(bucket, now_ns - LATE * SECOND),
         ~exists().where(_version.bucket == bucket, _version.file == _file.id),
         ~exists().where(_entry.bucket == bucket, _entry.parent == _file.id),
     )
-    files = list(connection.execute(without.order_by(_file.id).limit(PAGE)).scalars())
+    files = list(connection.execute(query.order_by(_file.id).limit(PAGE)))
     gone = 0
-    for file in files:
+    for file, since in files:
         end = end_of(_policy(above, file))
-        since = connection.execute(select(_file.since_seq).where(_file.bucket == bucket, _file.id == file)).scalar_one()
-        age_ns = now_ns - time_of(connection, bucket, since)
-        if end is None or age_ns < max(end, LATE) * SECOND or above.held(file):
+        if end is None or now_ns - time_of(connection, bucket, since) < end * SECOND or above.held(file):
             continue
         bypass(connection, bucket, file)
         forget_traces(connection, bucket, file)
         connection.execute(delete(tables.file).where(_file.bucket == bucket, _file.id == file))
         gone += 1
-    return (files[-1] if len(files) == PAGE else b""), gone
+    return (files[-1].id if len(files) == PAGE else b""), gone
 
 
 def forget_traces(connection: Connection, bucket: int, file: FileId) -> None:

@@ -128,7 +128,8 @@ def remove(connection: Connection, bucket: int, family: Family, going: Iterable[
             .values(version=b"", size=0)
         )
     for id_, member in family.members.items():
-        if not member.nlink and all(made.id in gone for made in family.versions.get(id_, ())):
+        versions = family.versions.get(id_, [])
+        if not member.nlink and versions and all(made.id in gone for made in versions):
             bypass(connection, bucket, id_)
 
 
