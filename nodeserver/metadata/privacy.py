@@ -17,13 +17,15 @@ class Access(NamedTuple):
 def restrict(then: Access, now: Access) -> Access:
     """What to show of a file that was ``then``, and is, or is continued by one that is, ``now``.
 
-    The owner and group are the present ones. Each of the three classes gets what both allow the users in it: those
-    of an owner or group that changed were among the others then.
+    The owner and group are the present ones. Whoever was in another class then, or may have been, gets what all
+    classes had.
     """
     if (then.uid, then.gid) == (now.uid, now.gid):
         return Access(stat.S_IFMT(then.mode) | stat.S_IMODE(then.mode) & stat.S_IMODE(now.mode), now.uid, now.gid)
-    others = then.mode & 0o7
-    owner = then.mode >> 6 & 0o7 if then.uid == now.uid else others
-    group = then.mode >> 3 & 0o7 if then.gid == now.gid else others
-    allowed = owner << 6 | group << 3 | others
-    return Access(stat.S_IFMT(then.mode) | allowed & now.mode, now.uid, now.gid)
+    owner, group, others = (then.mode >> shift & 0o7 for shift in (6, 3, 0))
+    all_had = owner & group & others
+    if then.uid != now.uid:
+        owner, group = all_had, group & owner
+    if then.gid != now.gid:
+        group = all_had
+    return Access(stat.S_IFMT(then.mode) | (owner << 6 | group << 3 | all_had) & now.mode, now.uid, now.gid)
