@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.harness import Mount, Node, tail
+from tests.nodeserver.postgres import Postgres, postgres, programs
 
 MakeNode = Callable[..., Node]
 MakeMount = Callable[..., Mount]
@@ -19,7 +20,50 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--plain", action="store_true", help="run the tests of programs and the model on a plain directory instead"
     )
+    parser.addoption(
+        "--metadata",
+        choices=["some", "sqlite", "postgresql", "both"],
+        default="some",
+        help="where node servers keep metadata: SQLite, and PostgreSQL too for some tests or for all of the server's",
+    )
     parser.addoption("--soak", type=int, default=1, metavar="N", help="N times the rounds of random tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "sqlite: looks into the files of the metadata's SQLite")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests on the databases that ``--metadata`` says."""
+    if "engine" not in metafunc.fixturenames:
+        return
+    choice = metafunc.config.getoption("metadata")
+    if metafunc.definition.get_closest_marker("sqlite"):
+        choice = "sqlite"
+    if choice == "some":
+        choice = "both" if getattr(metafunc.module, "BOTH_ENGINES", False) else "sqlite"
+    engines = ["sqlite", "postgresql"] if choice == "both" else [choice]
+    if engines != ["sqlite"]:
+        metafunc.parametrize("engine", engines, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A PostgreSQL server that all tests share; each takes databases of its own."""
+    if programs() is None:
+        pytest.skip("needs PostgreSQL")
+    with postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The database that the node servers of the test keep their metadata in; each has one of its own."""
+    name: str = getattr(request, "param", "sqlite")
+    if name == "postgresql":
+        Node.new_database = request.getfixturevalue("postgres_server").create
+    yield name
+    Node.new_database = None
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +91,7 @@ def make_mount(tmp_path: Path) -> Iterator[MakeMount]:
 
 
 @pytest.fixture(scope="module")
-def module_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+def module_node(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[Node]:
     """A node server that the tests of a module share."""
     for make in _nodes(tmp_path_factory.mktemp("node")):
         yield make()

@@ -60,10 +60,15 @@ def tail(log: Path, lines: int = 60) -> str:
 class Node:
     """A node server process on a data directory of its own; it keeps its port over restarts."""
 
+    new_database: ClassVar[Callable[[], str] | None] = None
+    """Makes the metadata database of a server that is told of none, if that is not to be the one in its directory."""
+
     def __init__(self, data: Path, *, options: Sequence[str] = ()) -> None:
         self.data = data
         self.log = data.with_name(data.name + ".log")
         self.options = tuple(options)
+        if Node.new_database and "--metadata" not in options:
+            self.options += ("--metadata", Node.new_database())
         self.url = ""
         self._process: subprocess.Popen[bytes] | None = None
 

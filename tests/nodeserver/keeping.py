@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
+from sqlalchemy import text
+
 from nodeserver.content.codec import open_chunk
 from nodeserver.protocol.wire import (
     ChunkBatch,
@@ -27,6 +29,7 @@ from nodeserver.protocol.wire import (
 )
 from tests.harness import eventually
 from tests.nodeserver.api import Api, base64url
+from tests.nodeserver.postgres import reading
 
 SOON = ("--gc-grace", "0.2s", "--gc-interval", "1d", "--retention-interval", "1d")
 """Options of a server whose garbage goes soon, when it is told so."""
@@ -102,9 +105,9 @@ def read_manifest(api: Api, manifest: Manifest) -> bytes:
 
 def rows(api: Api, table: str, columns: str = "*") -> list[tuple[object, ...]]:
     """Rows that a table of the metadata has of the bucket."""
-    query = f"SELECT {columns} FROM {table} WHERE bucket = (SELECT bucket FROM bucket WHERE id = ?)"
-    with contextlib.closing(sqlite3.connect(api.node.data / "metadata.sqlite", timeout=30)) as database:
-        return list(database.execute(query, [api.bucket.id]))
+    query = text(f"SELECT {columns} FROM {table} WHERE bucket = (SELECT bucket FROM bucket WHERE id = :id)")
+    with reading(api.node) as connection:
+        return [tuple(row) for row in connection.execute(query, {"id": api.bucket.id})]
 
 
 def manifests(api: Api) -> dict[bytes, Manifest]:

@@ -15,8 +15,10 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from sqlalchemy import Connection
 
-from tests.harness import eventually, tail
+from nodeserver.metadata import engines
+from tests.harness import Node, eventually, tail
 
 SETTINGS = {
     "listen_addresses": "",
@@ -129,3 +131,15 @@ def postgres(**settings: str) -> Iterator[Postgres]:
             server.stop()
     finally:
         shutil.rmtree(top)
+
+
+@contextlib.contextmanager
+def reading(node: Node) -> Iterator[Connection]:
+    """A look into the metadata of a node server, whatever database that is."""
+    options = dict(zip(node.options, node.options[1:], strict=False))
+    engine = engines.connect(options.get("--metadata", f"sqlite:///{node.data / 'metadata.sqlite'}")).reading
+    try:
+        with engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()

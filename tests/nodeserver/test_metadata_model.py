@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, create_engine, select
+from sqlalchemy import Connection, Engine, create_engine, select
 
 from nodeserver.metadata import buckets, commits, tables
+from nodeserver.metadata.engines import connect
 from nodeserver.metadata.migrations import migrate
 from nodeserver.metadata.tables import LIVE
 from nodeserver.protocol.wire import (
@@ -35,6 +37,8 @@ from nodeserver.protocol.wire import (
     Unlink,
     Write,
 )
+
+BOTH_ENGINES = True
 
 Place = tuple[FileId, bytes]
 
@@ -119,20 +123,30 @@ def new_id() -> bytes:
     return next(_numbers).to_bytes(16, "big")
 
 
+@pytest.fixture(scope="module")
+def database(engine: str, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    if engine == "sqlite":
+        made = create_engine("sqlite://")
+    else:
+        made = connect(request.getfixturevalue("postgres_server").create()).writing
+    yield made
+    made.dispose()
+
+
 @contextmanager
-def bucket() -> Iterator[Bucket]:
+def bucket(database: Engine) -> Iterator[Bucket]:
+    """In a database that is empty before and after."""
     global _numbers
     _numbers = itertools.count(1)
-    engine = create_engine("sqlite://")
-    try:
-        patches = (mock.patch(f"nodeserver.metadata.{module}.new_id", new_id) for module in ("apply", "buckets"))
-        with contextlib.ExitStack() as stack, engine.begin() as connection:
-            for patch in patches:
-                stack.enter_context(patch)
+    patches = (mock.patch(f"nodeserver.metadata.{module}.new_id", new_id) for module in ("apply", "buckets"))
+    with contextlib.ExitStack() as stack, database.connect() as connection:
+        for patch in patches:
+            stack.enter_context(patch)
+        with connection.begin() as transaction:
             migrate(connection)
             yield Bucket(connection)
-    finally:
-        engine.dispose()
+            transaction.rollback()
+    database.dispose()  # of one in memory nothing is left then
 
 
 def new_file(mode: int) -> File:
@@ -192,8 +206,8 @@ class Chaos:
 
 @settings(max_examples=40, deadline=None)
 @given(st.randoms(use_true_random=False), st.lists(st.integers(0, 12), max_size=8))
-def test_no_commit_breaks_the_rules(rng: random.Random, sizes: list[int]) -> None:
-    with bucket() as it:
+def test_no_commit_breaks_the_rules(database: Engine, rng: random.Random, sizes: list[int]) -> None:
+    with bucket(database) as it:
         chaos = Chaos(rng, it.root)
         for size in sizes:
             ops = [_fit(it, chaos, rng) if rng.random() < 0.6 else chaos.op() for _ in range(size)]
@@ -231,9 +245,11 @@ def _fit(it: Bucket, chaos: Chaos, rng: random.Random) -> Op:
 
 @settings(max_examples=30, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 60), st.integers(1, 20))
-def test_what_one_client_does_is_what_a_dictionary_does(rng: random.Random, count: int, batch: int) -> None:
+def test_what_one_client_does_is_what_a_dictionary_does(
+    database: Engine, rng: random.Random, count: int, batch: int
+) -> None:
     """Operations that fit, however they are cut into batches, all succeed and lead to the same tree."""
-    with bucket() as it:
+    with bucket(database) as it:
         model: dict[Place, FileId] = {}
         directories, sizes, heads = {it.root}, dict[FileId, int](), dict[FileId, bytes]()
         pending: list[Op] = []
