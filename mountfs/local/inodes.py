@@ -116,6 +116,11 @@ class Inodes:
             inode = self._known[ino] = Inode._make(row)
         return self._timed(inode)
 
+    def many(self, inos: Sequence[int]) -> dict[int, Inode]:
+        """Those of up to ``VARIABLES`` inodes that are known, by number."""
+        query = f"SELECT {COLUMNS} FROM inode WHERE ino IN ({', '.join('?' * len(inos))})"  # noqa: S608
+        return {row[0]: self._timed(Inode._make(row)) for row in self._execute(query, inos)}
+
     def _timed(self, inode: Inode) -> Inode:
         times = self._times.get(inode.ino)
         return inode._replace(mtime=times[0], ctime=times[1]) if times else inode

@@ -7,13 +7,14 @@ import errno
 import stat
 import time
 from collections.abc import Iterable
+from functools import cached_property
 
 from mountfs.local.buckets import BucketState
 from mountfs.local.inodes import Inode, holes_in, pack_xattrs
 from mountfs.vfs.history.access import Access
 from mountfs.vfs.history.answers import PAST, Page
 from mountfs.vfs.history.facts import FACTS, fact
-from mountfs.vfs.history.nodes import BRIEF, LASTING, UNCACHED, Listed, Node, Shown
+from mountfs.vfs.history.nodes import BRIEF, LASTING, UNCACHED, Key, Listed, Node, Shown
 from mountfs.vfs.history.present import Place, Present
 from mountfs.vfs.tree import failure
 from nodeserver.protocol.wire import File, Manifest
@@ -31,6 +32,11 @@ class AsOf:
     settled: bool
     """The name will always mean this commit."""
 
+    @cached_property
+    def key(self) -> Key:
+        """What the keys of all nodes in it begin with."""
+        return b"then", self.bucket.uuid, self.directory, self.name, b"%d" % self.seq
+
 
 class FileThen(Node):
     """A file or directory as of a commit.
@@ -38,6 +44,8 @@ class FileThen(Node):
     It has one number under all its names in a tree, but another in another tree: the kernel has a directory in
     one place only.
     """
+
+    __slots__ = ("_after", "_file", "_place", "_present", "_said_ns", "_tree")
 
     def __init__(
         self,
@@ -49,12 +57,8 @@ class FileThen(Node):
         said_ns: int,
         after: bytes = b"",
     ) -> None:
-        seq = tree.seq.to_bytes(8, "big")
-        super().__init__(
-            (b"then", tree.bucket.uuid, tree.directory, tree.name, seq, file.id, file.version),
-            parent,
-            place.name if place else tree.name,
-        )
+        name = place.name if place else tree.name
+        super().__init__((*tree.key, file.id, file.version), parent, name, present.ino(file.id))
         self._present = present
         self._tree = tree
         self._place = place
@@ -69,32 +73,33 @@ class FileThen(Node):
         self._file, self._said_ns, self._after = other._file, other._said_ns, other._after
 
     async def shown(self) -> Shown:
-        await self._present.refresh(self._file.id)
+        live = await self._present.row(self.file_ino)
         if self._tree.seq:
-            await self._ask_anew()
-        return self.as_known()
+            await self._ask_anew(live)
+        return self.as_known(live)
 
-    async def _ask_anew(self) -> None:
+    async def _ask_anew(self, live: Inode | None) -> None:
         file, present = self._file, self._present
-        changed = present.changed(Access(file.mode, file.uid, file.gid), file.id, self._said_ns)
+        changed = present.changed(Access(file.mode, file.uid, file.gid), live, self._said_ns)
         if changed or time.time_ns() - self._said_ns > PAST * 1e9:
             now, said = await present.answers.file(self._tree.bucket, file.id, self._tree.seq, changed)
             if now is None or now.version != file.version:
                 raise failure(errno.ESTALE)
             self._file, self._said_ns = now, said
 
-    def as_known(self) -> Shown:
+    def as_known(self, live: Inode | None = None) -> Shown:
         file = self._file
         place = self._place if stat.S_ISREG(file.mode) else None
-        then = Access(file.mode, file.uid, file.gid)
-        mode, uid, gid = self._present.restricted(then, file.id, place, self._said_ns)
+        mode, uid, gid = file.mode, file.uid, file.gid
+        if live is None or not (live.nlink and live.mode == mode and live.uid == uid and live.gid == gid):
+            mode, uid, gid = self._present.restricted(Access(mode, uid, gid), live, place, self._said_ns)
         holes = holes_in(file.manifest.slices) if file.manifest and not file.manifest.indirect else 0
         inode = Inode(
             self.ino, self._tree.bucket.id, b"", mode, uid, gid, file.rdev, file.nlink, file.size, holes, file.atime_ns,
             file.mtime_ns, file.ctime_ns, 0, 1, 0, file.version, file.target, pack_xattrs(file.xattrs),
         )  # fmt: skip
         name_timeout = LASTING if self._place or self._tree.settled else UNCACHED
-        return Shown(inode, name_timeout, UNCACHED if self._present.stale(file.id) else BRIEF)
+        return Shown(inode, name_timeout, UNCACHED if live and live.stale else BRIEF)
 
     async def child(self, name: bytes) -> Node:
         self._require_directory()

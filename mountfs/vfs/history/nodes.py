@@ -39,10 +39,14 @@ class Listed(NamedTuple):
 class Node(ABC):
     """A file or directory of the view. What it is follows from its key, so that its number is always the same."""
 
-    def __init__(self, key: Key, parent: Node | int, name: bytes) -> None:
+    __slots__ = ("file_ino", "ino", "key", "lookups", "name", "parent")
+
+    def __init__(self, key: Key, parent: Node | int, name: bytes, file_ino: int = 0) -> None:
         self.key = key
         self.ino = _number(key)
         self.name = name
+        self.file_ino = file_ino
+        """The number of the live file that this is the past of, 0 if there is none."""
         self.parent = parent
         """A number is that of a live directory."""
         self.lookups = 0
@@ -58,8 +62,8 @@ class Node(ABC):
         """Its attributes as they are now. Raises OSError(ESTALE) when it is no more."""
 
     @abstractmethod
-    def as_known(self) -> Shown:
-        """Its attributes as they were when the server was asked last, for listings."""
+    def as_known(self, live: Inode | None = None) -> Shown:
+        """Its attributes without asking anybody, for listings; ``live`` is the row of ``file_ino``."""
 
     @abstractmethod
     def renew(self, other: Node) -> None:
@@ -144,7 +148,5 @@ def inode_of(
 
 
 def _number(key: Key) -> int:
-    digest = blake2b(digest_size=8)
-    for part in key:
-        digest.update(len(part).to_bytes(4, "big") + part)
-    return VIRTUAL | int.from_bytes(digest.digest(), "big")
+    lengths = bytes(map(len, key))  # no part is longer than a name
+    return VIRTUAL | int.from_bytes(blake2b(lengths + b"".join(key), digest_size=8).digest(), "big")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+from typing import NamedTuple
 
 from mountfs.local.buckets import BucketState
 from mountfs.local.inodes import Inode
@@ -13,8 +13,7 @@ from mountfs.vfs.history.answers import Answers
 from mountfs.vfs.tree import Tree
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A name in a directory of a bucket."""
 
     bucket: BucketState
@@ -53,34 +52,33 @@ class Present:
     def _at(self, place: Place) -> Inode | None:
         return self._inodes.lookup(self._inodes.ino(place.directory), place.name)
 
-    def stale(self, file_id: bytes) -> bool:
-        """Whether a file changed elsewhere since we heard of it."""
-        inode = self._inodes.get(self._inodes.ino(file_id))
-        return inode is not None and bool(inode.stale)
+    def ino(self, file_id: bytes) -> int:
+        """The number of a live file."""
+        return self._inodes.ino(file_id)
 
-    def changed(self, then: Access, file_id: bytes, said_ns: int) -> Access | None:
+    async def row(self, ino: int) -> Inode | None:
+        """A live file, asked for anew if it changed elsewhere; None when it is not known here."""
+        inode = self._inodes.get(ino)
+        if inode is not None and inode.stale:
+            with contextlib.suppress(OSError):
+                inode = await self.live.inode(ino)
+        return inode
+
+    def changed(self, then: Access, live: Inode | None, said_ns: int) -> Access | None:
         """Mode and owner of a file that has others since the server told ``then``, which may tell more by now."""
-        inode = self._inodes.get(self._inodes.ino(file_id))
-        if inode is None or inode.ctime <= said_ns or self._context.pending(inode.ino):
+        if live is None or live.ctime <= said_ns or self._context.pending(live.ino):
             return None
-        now = Access(inode.mode, inode.uid, inode.gid)
+        now = Access(live.mode, live.uid, live.gid)
         return now if now != then else None
 
-    async def refresh(self, file_id: bytes) -> None:
-        """Learn of a file anew if it changed elsewhere."""
-        if self.stale(file_id):
-            with contextlib.suppress(OSError):
-                await self.live.inode(self._inodes.ino(file_id))
-
-    def restricted(self, then: Access, file_id: bytes, place: Place | None, said_ns: int) -> Access:
+    def restricted(self, then: Access, live: Inode | None, place: Place | None, said_ns: int) -> Access:
         """Who may do what with a file of the past that was under ``place``, of which the server told ``then``.
 
         What the server said takes account of the present file as it was there and then. It may have changed here
         since; if it is gone, the file that has the name now stands for it.
         """
-        now = self._inodes.get(self._inodes.ino(file_id))
-        if now is not None and now.nlink:
-            return restrict(then, Access(now.mode, now.uid, now.gid))
+        if live is not None and live.nlink:
+            return restrict(then, Access(live.mode, live.uid, live.gid))
         heir = self._at(place) if place else None
         if heir is not None and heir.is_file and (heir.ctime >= said_ns or self._context.pending(heir.ino)):
             return restrict(then, Access(heir.mode, heir.uid, heir.gid))

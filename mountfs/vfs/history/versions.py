@@ -26,6 +26,8 @@ READABLE = 0o555
 class Versions(Node):
     """The directory ``.versions`` itself."""
 
+    __slots__ = ("_moment", "bucket", "directory", "present")
+
     def __init__(
         self,
         present: Present,
@@ -46,7 +48,7 @@ class Versions(Node):
             self.directory = await self.present.live.inode(self.directory.ino)
         return self.as_known()
 
-    def as_known(self) -> Shown:
+    def as_known(self, live: Inode | None = None) -> Shown:
         return self.of_directory(self, self.directory.mtime, LASTING)
 
     def renew(self, other: Node) -> None:
@@ -81,6 +83,8 @@ class Versions(Node):
 class Versioned(Node):
     """The directory of a name."""
 
+    __slots__ = ("_parent", "newest", "place", "present")
+
     def __init__(self, parent: Versions, name: bytes, newest: int) -> None:
         super().__init__((b"name", *parent.key[1:], name), parent, names.shown(name))
         self._parent = parent
@@ -98,7 +102,7 @@ class Versioned(Node):
         await self._parent.shown()
         return self.as_known()
 
-    def as_known(self) -> Shown:
+    def as_known(self, live: Inode | None = None) -> Shown:
         return self._parent.of_directory(self, self.newest, BRIEF)
 
     def renew(self, other: Node) -> None:
@@ -131,6 +135,8 @@ class Versioned(Node):
 class Link(Node):
     """``current`` or ``previous``."""
 
+    __slots__ = ("_parent", "_past")
+
     def __init__(self, parent: Versioned, which: bytes, past: Past) -> None:
         super().__init__((b"link", *parent.key[1:], which), parent, which)
         self._parent = parent
@@ -144,7 +150,7 @@ class Link(Node):
         self._past = await self._parent.past()
         return self.as_known()
 
-    def as_known(self) -> Shown:
+    def as_known(self, live: Inode | None = None) -> Shown:
         target, (uid, gid) = self._target(), self._parent.owner()
         mtime = self._past.versions[target].committed_ns
         inode = inode_of(self, self._parent.place.bucket.id, stat.S_IFLNK | 0o777, uid, gid, mtime, size=len(target))
@@ -164,9 +170,13 @@ class Link(Node):
 class VersionFile(Node):
     """A version."""
 
+    __slots__ = ("_parent", "_said_ns", "version")
+
     def __init__(self, parent: Versioned, name: bytes, past: Past) -> None:
         self.version = past.versions[name]
-        super().__init__((b"version", *parent.key[1:], self.version.id), parent, name)
+        super().__init__(
+            (b"version", *parent.key[1:], self.version.id), parent, name, parent.present.ino(self.version.file)
+        )
         self._parent = parent
         self._said_ns = past.fetched_ns
 
@@ -180,17 +190,16 @@ class VersionFile(Node):
         if version is None or version.id != self.version.id:
             raise failure(errno.ESTALE)
         self.version, self._said_ns = version, past.fetched_ns
-        await self._parent.present.refresh(version.file)
-        return self.as_known()
+        return self.as_known(await self._parent.present.row(self.file_ino))
 
-    def as_known(self) -> Shown:
+    def as_known(self, live: Inode | None = None) -> Shown:
         version, place, present = self.version, self._parent.place, self._parent.present
         then = Access(stat.S_IFREG | stat.S_IMODE(version.mode), version.uid, version.gid)
-        mode, uid, gid = present.restricted(then, version.file, place, self._said_ns)
+        mode, uid, gid = present.restricted(then, live, place, self._said_ns)
         inode = inode_of(self, place.bucket.id, mode, uid, gid, version.mtime_ns, size=version.size, version=version.id)
         holes = holes_in(version.manifest.slices) if version.manifest and not version.manifest.indirect else 0
         inode = inode._replace(ctime=version.committed_ns, holes=holes)
-        return Shown(inode, LASTING, UNCACHED if present.stale(version.file) else BRIEF)
+        return Shown(inode, LASTING, UNCACHED if live and live.stale else BRIEF)
 
     async def xattr_names(self) -> list[bytes]:
         return list(FACTS)

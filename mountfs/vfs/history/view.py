@@ -33,6 +33,8 @@ PINNED_MOST = 600.0
 """for so many seconds at most: who copies ``@-1h`` by its path gets one tree."""
 PINS = 256
 """Relative times remembered."""
+TOGETHER = 32
+"""Live files looked at together while a directory is listed: about as many as the kernel takes at a time."""
 NEWEST = 2**63 - 1
 """The last moment there is."""
 NO_NAME = b"/"
@@ -206,10 +208,13 @@ class View:
         return self._rest(cursor, position)
 
     def _rest(self, cursor: Cursor, position: int) -> Iterator[tuple[bytes, Node, Shown, int]]:
-        for index in range(position - cursor.page_start, len(cursor.page)):
-            name, node = cursor.page[index]
-            node = self.nodes.known(node)
-            yield name, node, node.as_known(), cursor.page_start + index + 1
+        inodes = self._engine.context.inodes
+        for start in range(position - cursor.page_start, len(cursor.page), TOGETHER):
+            some = cursor.page[start : start + TOGETHER]
+            live = inodes.many([node.file_ino for _, node in some])
+            for after, (name, node) in enumerate(some, cursor.page_start + start + 1):
+                node = self.nodes.known(node)
+                yield name, node, node.as_known(live.get(node.file_ino)), after
 
     async def _load(self, cursor: Cursor, position: int) -> None:
         """Make the cursor's page the one with ``position``; an empty one when that is behind the last."""
