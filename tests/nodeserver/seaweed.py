@@ -69,6 +69,7 @@ class Seaweed:
         weed = ["server", f"-dir={self.directory}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
         weed += [f"-s3.config={self.directory}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         weed += ["-master.volumeSizeLimitMB=64", "-volume.max=100", "-volume.preStopSeconds=0"]
+        weed += ["-master.electionTimeout=1s"]
         weed += [f"-{option}={port}" for option, port in self._ports.items()]
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(

@@ -215,6 +215,9 @@ class S3Store(ChunkStore):
     async def _about(self, bucket: bytes, ids: Sequence[ChunkId], limit: int) -> Sequence[ChunkId]:
         """As many of ``ids``, from the first, as may fit in ``limit`` bytes, and one."""
         packed = await self._catalogue.ask(lambda index: index.find(bucket, ids))
+        if any(chunk not in packed and not self._recent.size(bucket, chunk) for chunk in ids):
+            await self._catalogue.refresh(bucket, FRESH, FULL)
+            packed = await self._catalogue.ask(lambda index: index.find(bucket, ids))
         for number, chunk in enumerate(ids):
             limit -= packed[chunk].length if chunk in packed else SMALL
             if limit < 0:
