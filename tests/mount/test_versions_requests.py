@@ -199,7 +199,7 @@ def test_what_the_kernel_forgot_takes_no_memory(mount: Mount) -> None:
 
     with opened(versions / called(begun) / "directory", os.O_RDONLY) as fd:
         after = [look(number) for number in range(1, 26)]
-        assert max(after) - max(after[:5]) < 12 << 20, after
+        assert max(after) - max(after[:5]) < 6 << 20, after
         assert len(os.listdir(fd)) == 1500, "what is held is not forgotten"
         assert os.stat("17", dir_fd=fd).st_size == 1
 

@@ -26,7 +26,6 @@ class Present:
     """What is here now, and the server's answers about what was."""
 
     def __init__(self, engine: Engine, live: Tree) -> None:
-        self.engine = engine
         self.live = live
         self.answers = Answers(engine.context)
         self._context = engine.context
