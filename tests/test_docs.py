@@ -16,6 +16,7 @@ from mountfs.local import database, journal, staging
 from mountfs.sync import committer, downloads, remote, uploads
 from nodeserver import datadir
 from nodeserver.chunks import pack, store
+from nodeserver.chunks.s3 import catalogue, objects
 from nodeserver.client import connection
 from nodeserver.content import chunker, codec, manifest
 from nodeserver.http import codec as bodies
@@ -134,6 +135,9 @@ def test_modules_and_packages_that_the_map_names_exist() -> None:
         ("concurrency.md", f"{server.GRACE:g} s for requests in flight"),
         ("concurrency.md", f"| `metadata-reader` | {engines.THREADS} |"),
         ("concurrency.md", f"| `chunk-disk` | {store.DISK_THREADS} |"),
+        ("concurrency.md", f"at most {objects.PARALLEL} at a time"),
+        ("concurrency.md", f"Each has {objects.DEADLINE:g} s, retries included"),
+        ("formats.md", f"the first {size(catalogue.GUESS)}"),
         ("formats.md", f"is the format, now {database.FORMAT}."),
         ("formats.md", f"`{control.NAME}` | 0600"),
         ("formats.md", f"`{settings.TOKEN}` | 0600"),
