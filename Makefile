@@ -13,8 +13,8 @@ BIN := $(VENV)/bin
 PLACE := $(VENV)/.made-in$(subst /,_,$(CURDIR))
 
 RUN_DEBS := fuse3 libfuse3-dev pkg-config gcc libc6-dev
-TEST_DEBS := acl attr fio git mandoc procps psmisc rsync sqlite3 strace systemd
-BENCH_DEBS := fio git procps
+TEST_DEBS := acl attr fio git mandoc postgresql procps psmisc rsync sqlite3 strace systemd
+BENCH_DEBS := fio git postgresql procps
 DEBS := $(RUN_DEBS)
 
 .PHONY: setup run test bench clean debian

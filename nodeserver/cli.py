@@ -8,47 +8,28 @@ import logging
 import re
 import sys
 import tomllib
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
 import click
-from sqlalchemy.exc import SQLAlchemyError
 
 from nodeserver import __version__
 from nodeserver.access.tokens import Right
 from nodeserver.chunks import ChunkStore
 from nodeserver.chunks.s3 import Address
-from nodeserver.chunks.s3.credentials import NoCredentials
 from nodeserver.cli_chunks import ChunksAddress, Size, open_chunks
 from nodeserver.cli_durability import durability
-from nodeserver.datadir import Damaged, DataDir, InUse, hold
+from nodeserver.datadir import DataDir, hold
+from nodeserver.failures import EXIT_ADDRESS, EXIT_USAGE, Failure, failures
 from nodeserver.http.server import bind, serve
-from nodeserver.metadata.engines import UnusableUrl
-from nodeserver.metadata.errors import Unavailable
-from nodeserver.metadata.migrations import NewerFormat
 from nodeserver.metadata.secrets import common
 from nodeserver.metadata.store import Metadata
 from nodeserver.workers.schedule import Times
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_IN_USE = 3
-EXIT_NEWER = 4
-EXIT_ADDRESS = 5
-
 DEFAULT_LISTEN = "127.0.0.1:7070"
 DAY = 86_400.0
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
-
-
-class Failure(click.ClickException):
-    """One line for the user, and an exit code."""
-
-    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]
 
 
 @click.group()
@@ -165,7 +146,7 @@ def serve_command(
     if chunks and chunks.plain and not insecure:
         raise Failure("the endpoint of --chunks is reached by plain HTTP: use https, or --insecure.", EXIT_USAGE)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
-    with _failures(), hold(data.resolve()) as directory:
+    with failures(), hold(data.resolve()) as directory:
         times = Times(gc_grace, gc_interval, retention_interval)
         store = partial(open_chunks, directory.path, chunks, capacity)
         asyncio.run(_serve(directory, host, port, metadata or directory.metadata_url, store, times))
@@ -180,7 +161,7 @@ def token(data: Path, subject: str, right: Right, days: float | None) -> None:
     """Print a new token for the server on a data directory; it may be running."""
     if not (data / "signing.key").exists():
         raise Failure(f"{data} is not the data directory of a server")
-    with _failures():
+    with failures():
         click.echo(DataDir(data.resolve()).keys().mint(subject, right, days * DAY if days else None))
 
 
@@ -213,27 +194,6 @@ async def _serve(
                 await chunks.close()
         finally:
             await metadata.close()
-
-
-@contextmanager
-def _failures() -> Iterator[None]:
-    """What can go wrong at the start, as one line and an exit code."""
-    try:
-        yield
-    except InUse as error:
-        raise Failure(str(error), EXIT_IN_USE) from error
-    except NewerFormat as error:
-        raise Failure(str(error), EXIT_NEWER) from error
-    except UnusableUrl as error:
-        raise Failure(f"--metadata: {error}", EXIT_USAGE) from error
-    except NoCredentials as error:
-        raise Failure(f"--chunks: {error}", EXIT_USAGE) from error
-    except Unavailable as error:
-        raise Failure(str(error)) from error
-    except (Damaged, OSError) as error:
-        raise Failure(str(error)) from error
-    except SQLAlchemyError as error:
-        raise Failure(f"the metadata database: {getattr(error, 'orig', None) or error}") from error
 
 
 def _address(listen: str) -> tuple[str, int]:

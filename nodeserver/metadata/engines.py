@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
@@ -19,11 +19,8 @@ CONNECT_TIMEOUT = 3
 """Seconds that one try to reach a PostgreSQL server takes at most."""
 IDLE = 30
 """Seconds after which PostgreSQL ends the transaction of a node server that has stopped asking."""
-NEVER = 1 << 30
-"""Executions of a statement until PostgreSQL plans it without regard to its values, badly for long IN lists.
-
-Of what is executed for many rows at once it always does.
-"""
+FEW = 16
+"""Values of a statement that PostgreSQL may plan for all values at once: for a long IN list such a plan is bad."""
 THREADS = 4
 """Transactions at a time that read; and that write, where the database has room for more than one."""
 
@@ -109,6 +106,13 @@ def _postgresql(url: str) -> Engines:
     except psycopg.ProgrammingError as error:
         raise UnusableUrl(str(error).strip()) from error
 
+    class Cursor(psycopg.Cursor[Any]):
+        def execute(
+            self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
+        ) -> Self:
+            few = prepare if params is None or len(params) <= FEW else False
+            return super().execute(query, params, prepare=few, binary=binary)
+
     def dial() -> psycopg.Connection[Any]:
         connection = psycopg.connect(
             url,
@@ -118,7 +122,7 @@ def _postgresql(url: str) -> Engines:
             keepalives_interval=5,
             keepalives_count=3,
             tcp_user_timeout=15_000,
-            prepare_threshold=NEVER,
+            cursor_factory=Cursor,
             autocommit=True,
         )
         # A server that is stopped in mid-transaction must not keep its locks from the others.

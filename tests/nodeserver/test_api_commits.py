@@ -31,6 +31,7 @@ from nodeserver.protocol.wire import (
 )
 from tests.nodeserver.api import DIRECTORY, Api, problem
 
+BOTH_ENGINES = True
 STAMP = rb"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ"
 
 

@@ -30,6 +30,9 @@ from tests.harness import eventually
 from tests.nodeserver.api import DIRECTORY, Api, base64url, problem
 
 
+BOTH_ENGINES = True
+
+
 def test_pages_come_in_byte_order(api: Api) -> None:
     names = sorted([b"a", b"B", b"\xff\xfe", b"\xc3\xa4", b"a b", b"a.b", b"a" * 255, b"%", b"a0"])
     api.commit(*(api.create(name) for name in reversed(names)))

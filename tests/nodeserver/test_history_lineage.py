@@ -96,6 +96,9 @@ class Desk:
         assert current == ([sizes[-1]] if name in self.files and sizes else [])
 
 
+BOTH_ENGINES = True
+
+
 def history(api: Api, name: bytes, directory: FileId = b"", limit: int = 10_000) -> list[Version]:
     """The whole history of a name, page by page."""
     found: list[Version] = []

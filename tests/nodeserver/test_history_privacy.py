@@ -25,6 +25,7 @@ from nodeserver.protocol.wire import (
 )
 from tests.nodeserver.api import DIRECTORY, REGULAR, Api, base64url
 
+BOTH_ENGINES = True
 ACCESS = st.builds(Access, st.integers(0, 0o777), st.integers(1, 3), st.integers(1, 3))
 
 

@@ -31,12 +31,13 @@ from tests.nodeserver.keeping import (
     worker,
 )
 
+BOTH_ENGINES = True
 NOTHING = RetentionReport(0, 0, 0)
 ONE = Policy(max_versions=1)
 
 
 @pytest.fixture(scope="module")
-def soon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+def soon(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[Node]:
     """A server whose garbage goes soon."""
     node = Node(tmp_path_factory.mktemp("soon") / "node", options=SOON).start()
     yield node

@@ -63,6 +63,7 @@ def test_the_address_of_another_server_is_refused(node: Node, tmp_path: Path) ->
     assert "in use" in second.stderr
 
 
+@pytest.mark.sqlite
 def test_a_newer_format_is_refused(node: Node) -> None:
     node.stop()
     with contextlib.closing(sqlite3.connect(node.data / "metadata.sqlite")) as database:
@@ -110,6 +111,7 @@ def test_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
     assert refused.stderr.count("\n") == 1
 
 
+@pytest.mark.sqlite
 def test_the_configuration_file(tmp_path: Path) -> None:
     config = tmp_path / "node.toml"
     config.write_text(f'listen = "0.0.0.0:0"\ninsecure = true\nmetadata = "sqlite:///{tmp_path}/elsewhere.db"\n')
@@ -170,6 +172,7 @@ def _unread(node: Node) -> bool:
     return any(row[1].endswith(":" + port) and row[4].partition(":")[2] != "00000000" for row in table)
 
 
+@pytest.mark.sqlite
 def test_acknowledged_commits_survive_kills(node: Node, make_api: MakeApi, soak: int) -> None:
     """Killed in the middle of commits, again and again: what was acknowledged is there, and a batch whose answer was
     lost can be sent again without being applied twice."""
@@ -212,6 +215,7 @@ def traced(node: Node, log: Path) -> Iterator[None]:
         strace.send_signal(signal.SIGINT)
 
 
+@pytest.mark.sqlite
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 def test_each_answer_to_a_commit_comes_after_an_fsync(node: Node, make_api: MakeApi, tmp_path: Path) -> None:
     api, log = make_api(node), tmp_path / "trace"
@@ -230,6 +234,7 @@ def test_each_answer_to_a_commit_comes_after_an_fsync(node: Node, make_api: Make
             assert syncs("chunks/") > before
 
 
+@pytest.mark.sqlite
 def test_a_full_disk_is_told_and_nothing_acknowledged_is_lost(
     make_node: MakeNode, make_api: MakeApi, tmp_path: Path
 ) -> None:
