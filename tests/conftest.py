@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests on the databases that ``--metadata`` says."""
-    if "engine" not in metafunc.fixturenames:
+    if "metadata_engine" not in metafunc.fixturenames:
         return
     choice = metafunc.config.getoption("metadata")
     if metafunc.definition.get_closest_marker("sqlite"):
@@ -44,7 +44,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         choice = "both" if getattr(metafunc.module, "BOTH_ENGINES", False) else "sqlite"
     engines = ["sqlite", "postgresql"] if choice == "both" else [choice]
     if engines != ["sqlite"]:
-        metafunc.parametrize("engine", engines, indirect=True, scope="module")
+        metafunc.parametrize("metadata_engine", engines, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +57,7 @@ def postgres_server() -> Iterator[Postgres]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+def metadata_engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """The database that the node servers of the test keep their metadata in; each has one of its own."""
     name: str = getattr(request, "param", "sqlite")
     if name == "postgresql":
@@ -91,7 +91,7 @@ def make_mount(tmp_path: Path) -> Iterator[MakeMount]:
 
 
 @pytest.fixture(scope="module")
-def module_node(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[Node]:
+def module_node(tmp_path_factory: pytest.TempPathFactory, metadata_engine: str) -> Iterator[Node]:
     """A node server that the tests of a module share."""
     for make in _nodes(tmp_path_factory.mktemp("node")):
         yield make()

@@ -124,8 +124,8 @@ def new_id() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def database(engine: str, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    if engine == "sqlite":
+def database(metadata_engine: str, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    if metadata_engine == "sqlite":
         made = create_engine("sqlite://")
     else:
         made = connect(request.getfixturevalue("postgres_server").create()).writing

@@ -37,7 +37,7 @@ ONE = Policy(max_versions=1)
 
 
 @pytest.fixture(scope="module")
-def soon(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[Node]:
+def soon(tmp_path_factory: pytest.TempPathFactory, metadata_engine: str) -> Iterator[Node]:
     """A server whose garbage goes soon."""
     node = Node(tmp_path_factory.mktemp("soon") / "node", options=SOON).start()
     yield node
