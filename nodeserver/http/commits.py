@@ -45,6 +45,9 @@ async def commit(request: Request) -> Response:
     except (NoChunk, Doomed) as error:
         if (first := await here.metadata.answered(bucket, batch)) is not None:
             return answer(request, first)
+        if isinstance(error, Doomed):
+            with here.chunks.doom(known.id, error.ids):
+                """Another server deletes them: what this one remembers of them must not be believed."""
         raise Refused(Code.MISSING_CHUNKS, f"{len(error.ids)} chunks are not stored", error.ids) from error
     return answer(request, done)
 

@@ -81,22 +81,29 @@ def take_back(connection: Connection, bucket: int, chunks: Collection[ChunkId]) 
         raise Doomed(doomed)
 
 
-def condemned(connection: Connection, bucket: int, first: int, beyond: int) -> dict[ChunkId, int]:
-    """The condemned chunks whose ids begin with a byte from ``first`` on and below ``beyond``, and since when."""
-    query = select(_condemned.chunk, _condemned.time_ns).where(
+def condemned(connection: Connection, bucket: int, first: int, beyond: int) -> tuple[dict[ChunkId, int], set[ChunkId]]:
+    """The condemned chunks whose ids begin with a byte from ``first`` on and below ``beyond``, with the times since
+    when they are, and those that are doomed already."""
+    query = select(_condemned.chunk, _condemned.time_ns, _condemned.doomed).where(
         _condemned.bucket == bucket, _condemned.chunk >= bytes([first])
     )
     if beyond < 256:
         query = query.where(_condemned.chunk < bytes([beyond]))
-    return {row.chunk: row.time_ns for row in connection.execute(query)}
+    rows = connection.execute(query).all()
+    return {row.chunk: row.time_ns for row in rows if not row.doomed}, {row.chunk for row in rows if row.doomed}
 
 
 def condemn(connection: Connection, bucket: int, chunks: Collection[ChunkId], now_ns: int) -> None:
-    """Note chunks that are not condemned yet as no longer needed, unless the bucket was deleted."""
+    """Note chunks as no longer needed, unless they are noted or the bucket was deleted."""
     if connection.execute(select(tables.bucket.c.name).where(tables.bucket.c.bucket == bucket)).scalar() is None:
         return
-    rows = [{"bucket": bucket, "chunk": chunk, "time_ns": now_ns, "doomed": 0} for chunk in chunks]
-    connection.execute(insert(tables.condemned), rows)
+    for some in groups(chunks):
+        these = (_condemned.bucket == bucket, _condemned.chunk.in_(some))
+        known = set(connection.execute(select(_condemned.chunk).where(*these)).scalars())
+        new = [chunk for chunk in some if chunk not in known]
+        rows = [{"bucket": bucket, "chunk": chunk, "time_ns": now_ns, "doomed": 0} for chunk in new]
+        if rows:
+            connection.execute(insert(tables.condemned), rows)
 
 
 def acquit(connection: Connection, bucket: int, chunks: Iterable[ChunkId]) -> None:
@@ -106,25 +113,40 @@ def acquit(connection: Connection, bucket: int, chunks: Iterable[ChunkId]) -> No
         connection.execute(delete(tables.condemned).where(*these))
 
 
-def doom(connection: Connection, bucket: int, chunks: Iterable[ChunkId], before_ns: int) -> list[ChunkId]:
+def doom(connection: Connection, bucket: int, chunks: Iterable[ChunkId], before_ns: int, now_ns: int) -> list[ChunkId]:
     """Those of ``chunks`` that were condemned before a moment and not taken back: no commit can have them now."""
     doomed: list[ChunkId] = []
     for some in groups(chunks):
-        these = (_condemned.bucket == bucket, _condemned.chunk.in_(some), _condemned.time_ns < before_ns)
-        doomed += connection.execute(select(_condemned.chunk).where(*these)).scalars()
-        connection.execute(update(tables.condemned).where(*these).values(doomed=1))
+        these = (
+            _condemned.bucket == bucket,
+            _condemned.chunk.in_(some),
+            _condemned.time_ns < before_ns,
+            _condemned.doomed == 0,
+        )
+        found = list(connection.execute(select(_condemned.chunk).where(*these)).scalars())
+        connection.execute(
+            update(tables.condemned)
+            .where(_condemned.bucket == bucket, _condemned.chunk.in_(found))
+            .values(doomed=1, time_ns=now_ns)
+        )
+        doomed += found
     return doomed
 
 
 def reprieve(connection: Connection) -> None:
-    """For chunks whose deletion was broken off: commits may take back those that are still stored."""
+    """For chunks whose deletion this server broke off: commits may take back those that are still stored."""
     connection.execute(update(tables.condemned).where(_condemned.doomed == 1).values(doomed=0))
+
+
+def expire(connection: Connection, before_ns: int) -> None:
+    """Forget chunks that were doomed before a moment: commits may have them again if they are stored."""
+    connection.execute(delete(tables.condemned).where(_condemned.doomed == 1, _condemned.time_ns < before_ns))
 
 
 def oldest(connection: Connection) -> int | None:
     """Since when the chunk is condemned that is longest; None when none is."""
     living = select(tables.bucket.c.bucket).where(tables.bucket.c.name.is_not(None))
-    query = select(func.min(_condemned.time_ns)).where(_condemned.bucket.in_(living))
+    query = select(func.min(_condemned.time_ns)).where(_condemned.bucket.in_(living), _condemned.doomed == 0)
     found: int | None = connection.execute(query).scalar()
     return found
 

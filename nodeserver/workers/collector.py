@@ -9,8 +9,11 @@ the row. What makes that safe:
   deleted it, so that dooming passes the chunk over.
 - Chunks of a put or commit under way cannot be doomed (``ChunkStore.using``). One that begins while they are deleted
   waits, and then finds that they are missing.
-- A crash leaves condemned chunks that are stored, or not: ``garbage.reprieve`` makes rows of both kinds mean what
-  they did before.
+- A crash leaves doomed chunks that are stored, or not: with ``garbage.reprieve`` they are condemned ones again.
+
+When several servers share the database and the chunks, the others know nothing of puts and commits under way here. A
+doomed row then stays for ``SETTLE`` after its chunk was deleted: a commit whose server had looked for the chunk before
+finds the row. Who stores the chunk anew in that time may commit it when the row is gone.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ from nodeserver.workers.registry import Outcome, Run
 
 SWEEP = 250
 """Chunks deleted at a time, while a commit of them waits."""
+SETTLE = 900.0
+"""Seconds for which a chunk that was deleted stays doomed when other servers may still believe it is there: longer
+than a request takes, and than a store remembers what it saw."""
 CONDEMN = 1000
 """Rows in one transaction."""
 
@@ -42,7 +48,10 @@ class Collector:
 
     async def recover(self) -> None:
         """To be called before requests are answered. Raises ``SQLAlchemyError``."""
-        await self._metadata.write(garbage.reprieve)
+        if self._metadata.shared:
+            await self._metadata.write(garbage.expire, time.time_ns() - int(SETTLE * 1e9))
+        else:
+            await self._metadata.write(garbage.reprieve)
 
     async def work(self, run: Run) -> Outcome:
         """Collect what there is. Raises ``OSError``, ``SQLAlchemyError``, and what reading manifests raises."""
@@ -64,7 +73,7 @@ class Collector:
         """Mark and sweep the chunks whose ids begin with a byte from ``first`` on and below ``beyond``."""
         number = bucket.bucket
         before = time.time_ns() - int(self._grace * 1e9)
-        condemned = await self._metadata.read(garbage.condemned, number, first, beyond)
+        condemned, doomed = await self._metadata.read(garbage.condemned, number, first, beyond)
         stored = await self._chunks.older(bucket.id, first, beyond, before)
         unneeded = stored | condemned.keys()
         looked_at = len(unneeded)
@@ -75,7 +84,7 @@ class Collector:
         while some := list(islice(due, SWEEP)):
             deleted += await self._sweep(bucket, some, before)
             await run.step()
-        new = iter(stored & unneeded - condemned.keys())
+        new = iter((stored & unneeded) - condemned.keys() - doomed)
         while some := list(islice(new, CONDEMN)):
             await self._metadata.write(garbage.condemn, number, some, time.time_ns())
             await run.step()
@@ -84,7 +93,8 @@ class Collector:
 
     async def _sweep(self, bucket: BucketRow, chunks: list[ChunkId], before: int) -> int:
         with self._chunks.doom(bucket.id, chunks) as unused:
-            doomed = await self._metadata.write(garbage.doom, bucket.bucket, unused, before)
+            doomed = await self._metadata.write(garbage.doom, bucket.bucket, unused, before, time.time_ns())
             await self._chunks.delete(bucket.id, doomed)
-            await self._metadata.write(garbage.acquit, bucket.bucket, doomed)
+            if not self._metadata.shared:
+                await self._metadata.write(garbage.acquit, bucket.bucket, doomed)
         return len(doomed)

@@ -19,6 +19,7 @@ from nodeserver.http.app import build
 from nodeserver.http.services import Services
 from nodeserver.metadata import garbage
 from nodeserver.metadata.buckets import BucketRow
+from nodeserver.metadata.errors import Doomed
 from nodeserver.metadata.store import Metadata
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.ids import new_id
@@ -34,7 +35,7 @@ from nodeserver.protocol.wire import (
     Write,
     pack,
 )
-from nodeserver.workers import references
+from nodeserver.workers import collector, references
 from nodeserver.workers.collector import Collector
 from nodeserver.workers.registry import Run
 from nodeserver.workers.schedule import Times, upkeep
@@ -236,8 +237,33 @@ def test_a_commit_whose_chunk_is_doomed_is_refused(tmp_path: Path, data: bytes) 
 
     async def use(site: Site) -> None:
         [chunk] = await site.condemn(data)
-        assert await site.metadata.write(garbage.doom, site.bucket.bucket, [chunk], 1 << 62) == [chunk]
+        assert await site.metadata.write(garbage.doom, site.bucket.bucket, [chunk], 1 << 62, 1) == [chunk]
         assert problem(await site.commit(data), Code.MISSING_CHUNKS).ids == [chunk.hex()]
+
+    run(tmp_path, use)
+
+
+@BOTH
+def test_servers_that_share_a_database_leave_each_other_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    """Another server may have looked for the chunk just before it was deleted: its commit is refused for a while."""
+    monkeypatch.setattr(Metadata, "shared", True)
+
+    async def use(site: Site) -> None:
+        [chunk] = await site.condemn(data)
+        await site.collector.work(Run())
+        assert not await site.has(chunk)
+        with pytest.raises(Doomed):  # as the other server's commit
+            await site.metadata.write(garbage.take_back, site.bucket.bucket, [chunk])
+        await site.upload(data)
+        problem(await site.commit(data), Code.MISSING_CHUNKS)
+        await site.collector.work(Run())
+        problem(await site.commit(data), Code.MISSING_CHUNKS)
+        monkeypatch.setattr(collector, "SETTLE", 0)
+        await site.collector.work(Run())
+        assert (await site.commit(data)).status_code == 200
+        assert await site.has(chunk)
 
     run(tmp_path, use)
 
@@ -246,7 +272,7 @@ def test_a_commit_whose_chunk_is_doomed_is_refused(tmp_path: Path, data: bytes) 
 def test_a_server_that_died_while_it_deleted_goes_on_with_what_is_there(tmp_path: Path, data: bytes) -> None:
     async def die(site: Site) -> None:
         chunks = await site.condemn(data, b"gone", b"never again")
-        doomed = await site.metadata.write(garbage.doom, site.bucket.bucket, chunks, 1 << 62)
+        doomed = await site.metadata.write(garbage.doom, site.bucket.bucket, chunks, 1 << 62, 1)
         with site.chunks.doom(site.bucket.id, chunks):
             await site.chunks.delete(site.bucket.id, [chunks[1]])
         assert len(doomed) == 3
