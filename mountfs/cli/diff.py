@@ -15,7 +15,7 @@ import click
 from mountfs.cli.history import textdiff, versions
 from mountfs.cli.history.content import Reader
 from mountfs.cli.history.node import Talk, talk_of
-from mountfs.cli.history.paths import Target, send_pending, target
+from mountfs.cli.history.paths import Target, target
 from mountfs.cli.history.show import local_time, parse_time, print_json, printable, utc_time
 from mountfs.cli.history.treediff import Difference, attributes_differ, differences
 from mountfs.cli.history.trees import tree
@@ -77,7 +77,6 @@ def command(path: Path, a: str | None, b: str | None, as_json: bool) -> None:
     """
     try:
         place = target(path)
-        send_pending(place)
         sides = [side for side in (place.version or place.moment, a, b) if side]
         if len(sides) > 2:
             raise MountError(f"{path}: names one side already; give at most one more")

@@ -10,7 +10,7 @@ import click
 from mountfs import control
 from mountfs.cli.history import versions
 from mountfs.cli.history.node import Talk, talk_of
-from mountfs.cli.history.paths import Target, send_pending, target
+from mountfs.cli.history.paths import Target, target
 from mountfs.cli.history.show import local_time, print_json, say, utc_time
 from mountfs.cli.live import GRACE
 from mountfs.errors import MountError
@@ -33,7 +33,6 @@ def command(path: Path, note: str, release: bool, list_: bool, as_json: bool) ->
     if not list_ and click.get_current_context().get_parameter_source("path") is click.core.ParameterSource.DEFAULT:
         raise click.UsageError("name the PATH to hold")
     place = target(path)
-    send_pending(place)
 
     async def work(talk: Talk) -> list[Hold]:
         if list_:

@@ -12,7 +12,7 @@ import click
 
 from mountfs.cli.history import versions
 from mountfs.cli.history.node import Talk, talk_of
-from mountfs.cli.history.paths import send_pending, target
+from mountfs.cli.history.paths import target
 from mountfs.cli.history.show import local_time, print_json, printable, utc_time
 from mountfs.cli.history.versions import short
 from mountfs.cli.options import show_size
@@ -32,7 +32,6 @@ def command(path: Path, number: int, as_json: bool) -> None:
     Also of what was deleted, wherever it was.
     """
     place = target(path)
-    send_pending(place)
     collected: list[dict[str, Any]] = []
 
     async def work(talk: Talk) -> bool:

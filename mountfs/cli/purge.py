@@ -10,7 +10,7 @@ import click
 
 from mountfs.cli.history import versions
 from mountfs.cli.history.node import Talk, talk_of
-from mountfs.cli.history.paths import send_pending, show_in_mount, target
+from mountfs.cli.history.paths import show_in_mount, target
 from mountfs.cli.history.show import local_time, print_json, say
 from mountfs.cli.options import show_size
 from mountfs.errors import MountError
@@ -34,7 +34,6 @@ def command(path: Path, ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
     if place.moment:
         raise MountError(f"{path}: give the path of the file itself")
     ids += (place.version,) if place.version else ()
-    send_pending(place)
 
     async def look(talk: Talk) -> tuple[versions.Spot, list[Version]]:
         spot = await versions.find(talk, place)

@@ -10,7 +10,7 @@ import click
 
 from mountfs.cli.history import restoring, versions
 from mountfs.cli.history.node import Talk, talk_of
-from mountfs.cli.history.paths import Target, send_pending, show_in_mount, target
+from mountfs.cli.history.paths import Target, show_in_mount, target
 from mountfs.cli.history.restoring import Outcome
 from mountfs.cli.history.show import local_time, parse_time, print_json, printable, say
 from mountfs.cli.progress import Count, counting
@@ -42,7 +42,6 @@ def command(
         raise click.UsageError("give either --version or --at")
     goal = target(to) if to else None
     time_ns = parse_time(at) if at else None
-    send_pending(place)
 
     async def work(talk: Talk, count: Count) -> Outcome:
         if time_ns is None:

@@ -13,7 +13,7 @@ import msgspec
 from mountfs.cli.bucket import server, server_options
 from mountfs.cli.history import policy as policies
 from mountfs.cli.history.node import Talk, talk, talk_of
-from mountfs.cli.history.paths import send_pending, target
+from mountfs.cli.history.paths import target
 from mountfs.cli.history.show import print_json, say
 from mountfs.cli.options import show_size
 from mountfs.cli.progress import waiting
@@ -103,7 +103,6 @@ def _place(where: str, url: str | None, token_file: str | None) -> Place:
             here = target(where)
             if not here.file or not stat.S_ISDIR(here.mode):
                 raise MountError(f"{where}: not a directory")
-            send_pending(here)
             return Place(where, here.directories, lambda work: talk_of(here.record, here.bucket, work))
     except NotMounted:
         if "/" in where or not valid_bucket(where):

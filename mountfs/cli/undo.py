@@ -9,12 +9,12 @@ import click
 
 from mountfs.cli.history import restoring, versions
 from mountfs.cli.history.node import Talk, talk_of
-from mountfs.cli.history.paths import Target, send_pending, target
+from mountfs.cli.history.paths import Target, target
 from mountfs.cli.history.restoring import Outcome
 from mountfs.cli.progress import Count, counting
 from mountfs.cli.restore import finish
 from mountfs.errors import MountError
-from nodeserver.protocol.wire import MAX_VERSIONS, Occupant
+from nodeserver.protocol.wire import MAX_VERSIONS, Occupant, Version
 
 PAUSE = 60_000_000_000
 """Nanoseconds without a removal that tell one deletion of a directory from an earlier one in it."""
@@ -35,7 +35,6 @@ def command(path: Path, as_json: bool) -> None:
         raise MountError(f"{path}: is a directory; mountfs restore {path} --at TIME makes it what it was")
     if place.file and not stat.S_ISREG(place.mode):
         raise MountError(f"{path}: keeps no versions; mountfs restore {path} --at TIME makes it what it was")
-    send_pending(place)
 
     async def work(talk: Talk, count: Count) -> Outcome:
         return await _step_back(talk, place) if place.file else await _bring_back(talk, place, count)
@@ -47,19 +46,31 @@ def command(path: Path, as_json: bool) -> None:
 
 
 async def _step_back(talk: Talk, place: Target) -> Outcome:
-    """The version before the present one; a file that came back from deletion unchanged is deleted again."""
+    """The version before the present one; a file that only came back from deletion is deleted again."""
     spot = await versions.find(talk, place)
     history = await versions.history(talk, spot)
     now = next((number for number, version in enumerate(history) if version.current), len(history) - 1)
+    if history and await _only_came_back(talk, spot, history[: now + 1]):
+        return await restoring.remove(talk, spot)
     if now < 1:
         raise MountError(f"{place.shown}: there is no version before this one")
-    present, before = history[now], history[now - 1]
-    occupants = await talk.client.occupants(talk.name, spot.directory, spot.name)
-    came_back = len(occupants) > 1 and occupants[-2].until_seq < occupants[-1].since_seq
-    if came_back and present.file != before.file and present.hash == before.hash:
-        return await restoring.remove(talk, spot)
-    was = restoring.Was(await versions.file_of(talk, before), [], before.seq)
+    was = restoring.Was(await versions.file_of(talk, history[now - 1]), [], history[now - 1].seq)
     return await restoring.put_back(talk, place, was, None, delete=False, dry_run=False, count=Count())
+
+
+async def _only_came_back(talk: Talk, spot: versions.Spot, history: list[Version]) -> bool:
+    """Whether a file was deleted before, and has since been what it was then."""
+    *earlier, here = await talk.client.occupants(talk.name, spot.directory, spot.name)
+    if (
+        not earlier
+        or earlier[-1].until_seq == here.since_seq
+        or [it for it in history[:-1] if it.seq >= here.since_seq]
+    ):
+        return False
+    before = await versions.lookup_at(talk, spot.directory, [spot.name], earlier[-1].until_seq - 1)
+    if not before or not before[0].version:
+        return False
+    return (await talk.client.version(talk.name, before[0].version)).hash == history[-1].hash
 
 
 async def _bring_back(talk: Talk, place: Target, count: Count) -> Outcome:

@@ -5,6 +5,7 @@ For commands that ask the server themselves, about history.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +17,11 @@ from mountfs.control import Handler, Params
 from mountfs.errors import MountError
 from mountfs.vfs.filesystem import FileSystem
 from mountfs.vfs.history.names import real
+from nodeserver.client import ClientError
 from nodeserver.protocol.ids import ROOT_INO
+
+FRESH = 5.0
+"""Seconds to spend on hearing of what others did."""
 
 
 class Location(NamedTuple):
@@ -94,6 +99,8 @@ async def _locate(fs: FileSystem, params: Params) -> Params:
     names, moment, version = without_versions(given, os.fsencode(fs.options.versions_name))
     try:
         found = await locate(fs, names)
+        if found and await _catch_up_with_server(fs, found.bucket):
+            found = await locate(fs, names)
     except OSError as error:
         raise MountError(f"{path}: {error.strerror}") from None
     if found is None:
@@ -108,6 +115,16 @@ async def _locate(fs: FileSystem, params: Params) -> Params:
         "file": found.file.hex(),
         "mode": found.mode,
     }
+
+
+async def _catch_up_with_server(fs: FileSystem, bucket: str) -> bool:
+    """Wait for what others did so far; whether there was any, as far as the server can be asked."""
+    context = fs.engine.context
+    state = context.buckets.by_name(bucket)
+    seq = 0
+    with contextlib.suppress(ClientError):
+        seq = (await context.client.bucket(bucket, deadline=FRESH)).seq
+    return state is not None and state.seq < seq and await caught_up(fs, bucket, seq, FRESH)
 
 
 async def _catch_up(fs: FileSystem, params: Params) -> Params:

@@ -40,7 +40,11 @@ class Target:
 
 
 def target(path: str | os.PathLike[str]) -> Target:
-    """Where a path leads, one through a directory of versions too. Raises ``MountError``."""
+    """Where a path leads, one through a directory of versions too.
+
+    What is pending is sent first: history is what the server has. Raises ``MountError``: ``Pending`` when that does
+    not go, at once when the server is known to be away.
+    """
     shown = os.fspath(path)
     point = Path(os.path.abspath(os.path.expanduser(shown)))
     if point.parent != point:
@@ -48,6 +52,7 @@ def target(path: str | os.PathLike[str]) -> Target:
         point = Path(os.path.realpath(point.parent), point.name)
     mounted = mounts.containing(point)
     record = live.record_at(mounted.point if mounted else point)
+    _send_pending(record)
     params = {"path": os.path.relpath(point, record.mountpoint)}
     found = control.call(record.control, "locate", params, timeout=live.GRACE)
     if found["moment"] or found["version"]:
@@ -66,19 +71,14 @@ def target(path: str | os.PathLike[str]) -> Target:
     )
 
 
-def send_pending(place: Target) -> None:
-    """Send what is pending in the mount: history is what the server has.
-
-    Raises ``Pending`` when it does not go, ``MountError`` at once when the server is known to be away.
-    """
-    status = control.call(place.record.control, "status", timeout=live.GRACE)
+def _send_pending(record: mounts.Record) -> None:
+    status = control.call(record.control, "status", timeout=live.GRACE)
     if not status["connected"]:
-        raise MountError(f"{place.record.url} does not answer, and history is there; mountfs status tells since when")
-    deadline = place.record.drain_deadline
-    pending = live.drain(place.record, "sync", {}, deadline=deadline)
+        raise MountError(f"{record.url} does not answer, and history is there; mountfs status tells since when")
+    pending = live.drain(record, "sync", {}, deadline=record.drain_deadline)
     if pending:
         live.name_pending(pending)
-        raise Pending(f"{place.record.mountpoint}: {len(pending)} not on the nodes within {deadline:g} s")
+        raise Pending(f"{record.mountpoint}: {len(pending)} not on the nodes within {record.drain_deadline:g} s")
 
 
 def show_in_mount(place: Target, seq: int) -> None:
