@@ -178,7 +178,8 @@ class _Batch:
         replaced = self._named(wanted, op.replaces) if op.replaces else None
         if replaced is not None and not replaced.entries and replaced.is_dir == inode.is_dir:
             self._remove(wanted, replaced, op.time_ns)
-            tree.follow(inode, replaced)
+            if not tree.keeps(inode, old):
+                tree.follow(inode, replaced)
             place = self._room(*wanted)
         else:
             place = self._room(*wanted)
@@ -200,7 +201,7 @@ class _Batch:
             return DROPPED
         if one_inode is not other_inode:
             tree.exchange(one, one_inode, other, other_inode)
-            tree.follow_each_other(one_inode, other_inode)
+            tree.follow_each_other(one, one_inode, other, other_inode)
         for inode in (one_inode, other_inode):
             tree.change(inode).ctime_ns = op.time_ns
         self._touch(one[0], op.time_ns)

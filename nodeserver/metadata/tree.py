@@ -330,16 +330,28 @@ class Tree:
             self._raise_numbers(inode, self.newest_number(before) + 1 - self._oldest_number(inode))
         self.change(inode).follows, inode.follows_seq = before.id, self.seq if since is None else since
 
-    def follow_each_other(self, one: Inode, other: Inode) -> None:
-        """As ``follow``, both ways, but that the older one goes on continuing what it does.
+    def follow_each_other(self, one: Place, one_inode: Inode, other: Place, other_inode: Inode) -> None:
+        """As ``follow``, both ways, of files that were at these places, but that each keeps what it continues itself.
 
         Else a file saved by exchange, again and again, would lose what it continued to a temporary one. Only the
         younger gets new numbers, or they would grow for ever.
         """
-        older, younger = sorted((one, other), key=lambda inode: inode.id)  # ids begin with the time
-        self.follow(younger, older)
+        both = ((one_inode, one), (other_inode, other))
+        (older, _), (younger, place) = sorted(both, key=lambda pair: pair[0].id)  # ids begin with the time
+        if not self.keeps(younger, place):
+            self.follow(younger, older)
         if not older.follows:
             self.follow(older, younger, renumber=False)
+
+    def keeps(self, inode: Inode, place: Place) -> bool:
+        """Whether a file that leaves ``place`` for that of another goes on continuing what it does.
+
+        Not what was deleted at ``place`` before it came: that may have been a temporary file of something else.
+        """
+        if not inode.follows:
+            return False
+        left = [until for was, until in self._places_left(inode.follows) if was == place]
+        return not left or max(left) >= inode.follows_seq
 
     def replaced_in_steps(self, gone: Inode, place: Place) -> tuple[Inode, int] | None:
         """The file that took the place of one which was renamed, for a while, and then deleted at ``place``.
