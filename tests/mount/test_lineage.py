@@ -399,6 +399,31 @@ def test_moved_over_another_file(desk: Desk) -> None:
     desk.lists("moved", "b1", "b2", "a1", "a2", "3")
 
 
+def test_moved_over_another_file_after_saves_by_rename(desk: Desk) -> None:
+    """It takes its own history along, as after saves in place; that of the other stays with the place."""
+    desk.save("b", "b1")
+    desk.save("a", "a1")
+    desk.replace("a", "a2", "a3")
+    desk.move("a", "b")
+    desk.replace("b", "4")
+    desk.lists("b", "b1", "a1", "a2", "a3", "4")
+    desk.lists("a", "a1", "a2", "a3")
+    desk.move("b", "moved")
+    desk.lists("moved", "a1", "a2", "a3", "4")
+
+
+def test_a_backup_made_now_and_then(desk: Desk) -> None:
+    desk.save("doc", "1")
+    for text in "2", "4", "6":
+        desk.rename("doc", "doc~")
+        desk.save("doc", text)
+        desk.replace("doc", str(int(text) + 1))
+    desk.lists("doc", "1", "2", "3", "4", "5", "6", "7")
+    desk.lists("doc~", "1", "2", "3", "4", "5")
+    desk.move("doc", "moved")
+    desk.lists("moved", "1", "2", "3", "4", "5", "6", "7")
+
+
 def test_moved_to_another_directory_and_back(desk: Desk) -> None:
     desk.mkdir("other")
     desk.save("doc", "1")

@@ -286,4 +286,4 @@ def restricted(then: int, owners: tuple[int, int], now: int, present: tuple[int,
 
 @needs_root
 def test_random_operations_change_nothing_in_the_past(folder: Folder, tmp_path: Path, soak: int) -> None:
-    check(lambda: OnHistory(folder, tmp_path), profile(soak, examples=5, steps=40))
+    check(lambda: OnHistory(folder, tmp_path), profile(soak, examples=4, steps=35))
