@@ -7,6 +7,7 @@ import errno
 import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
+from uuid import uuid4
 
 import obstore
 import pytest
@@ -16,11 +17,12 @@ from nodeserver.chunks.s3 import Address, S3Store, UnusableAddress, catalogue, p
 from nodeserver.chunks.s3.credentials import NoCredentials
 from nodeserver.content.codec import CorruptChunk
 from nodeserver.protocol.errors import Code
-from nodeserver.protocol.wire import ChunkBatch
+from nodeserver.protocol.wire import ChunkBatch, ChunkIds, unpack
 from tests.client.servers import RawServer
 from tests.conftest import MakeNode
-from tests.harness import Node, command
+from tests.harness import Node, command, eventually
 from tests.nodeserver.api import Api, problem
+from tests.nodeserver.keeping import SOON, worker
 from tests.nodeserver.seaweed import ACCESS_KEY, READER, SECRET_KEY, Seaweed
 from tests.nodeserver.test_chunk_engines import BUCKET, FOREVER, MIXED, S3, delete, ids, item, no_step
 
@@ -415,6 +417,17 @@ def test_a_store_that_is_away_is_told_at_the_start(keys: None, tmp_path: Path) -
     assert "Traceback" not in result.stderr
 
 
+def test_that_there_are_no_credentials_is_told(keys: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(NoCredentials, match="AccessKeyId"):
+        asyncio.run(S3Store.open(Address("b", "", "http://127.0.0.1:2"), tmp_path / "index.sqlite"))
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StoreUnavailable, match="no credentials"):
+        asyncio.run(S3Store.open(Address("b", "", "http://127.0.0.1:2"), tmp_path / "index.sqlite"))
+
+
 # Through HTTP.
 
 
@@ -445,3 +458,26 @@ def test_a_directory_with_chunks_is_not_used_with_a_store(keys: None, node: Node
     refused = command("nodeserver", "serve", "--data", node.data, "--chunks", "s3://b?endpoint=http://127.0.0.1:1")
     assert refused.returncode == 2
     assert "has chunks in it" in refused.stderr
+
+
+def test_garbage_goes_out_of_the_store(seaweed: Seaweed, keys: None, make_node: MakeNode) -> None:
+    prefix = f"garbage/{uuid4().hex}"
+    node = make_node(options=["--chunks", seaweed.address(prefix), *SOON])
+    api, objects = Api(node), seaweed.bucket(prefix)
+
+    def stored() -> list[bytes]:
+        answer = api.request("POST", "/chunks/missing", ChunkIds(ids(orphans)))
+        return [chunk for chunk in ids(orphans) if chunk not in unpack(answer.content, ChunkIds).ids]
+
+    try:
+        file = api.new_file(b"kept", b"content")
+        orphans = [item(1), item(2), item(3, 100_000)]
+        assert api.request("POST", "/chunks", ChunkBatch(orphans)).status_code == 204
+        assert stored() == ids(orphans)
+        eventually(lambda: not worker(api, "gc").error and not stored(), what="the orphans are gone")
+        assert api.content(file) == b"content"
+        assert not [one for one in obstore.list(objects).collect() if "/chunks/" in one["path"]]
+        assert api.request("POST", "/chunks", ChunkBatch(orphans)).status_code == 204
+        assert stored() == ids(orphans)
+    finally:
+        api.http.close()

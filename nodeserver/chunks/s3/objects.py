@@ -39,6 +39,8 @@ _RETRY: RetryConfig = {
 }
 _FULL = ("QuotaExceeded", "StorageFull", "InsufficientStorage", "InsufficientCapacity", "507 ", "no writable volumes")
 """How stores say that they are full: there is no code for it in the protocol."""
+_INSTANCE = ("/latest/api/token", "/latest/meta-data/")
+"""Where credentials are asked for last, after the environment and files had none: at the machine's own service."""
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +71,17 @@ class Objects:
         if address.endpoint is not None:
             config["endpoint"] = address.endpoint
         self._address = address
-        self._bucket = Bucket(
-            address.bucket,
-            prefix=address.prefix or None,
-            config=config,
-            client_options=_CLIENT,
-            retry_config=_RETRY,
-            credential_provider=credentials.from_files(),
-        )
+        try:
+            self._bucket = Bucket(
+                address.bucket,
+                prefix=address.prefix or None,
+                config=config,
+                client_options=_CLIENT,
+                retry_config=_RETRY,
+                credential_provider=credentials.from_files(),
+            )
+        except BaseError as error:
+            raise credentials.NoCredentials(str(error).partition("\n")[0]) from error
         self._slots = asyncio.Semaphore(PARALLEL)
 
     async def put(self, key: str, data: bytes) -> None:
@@ -139,6 +144,8 @@ class Objects:
                 text = str(error)
                 if "416 Range" in text:
                     raise BadRange(key) from error
+                if any(path in text for path in _INSTANCE):
+                    raise self._away("cannot be asked: there are no credentials for it", error) from error
                 if any(word in text for word in _FULL):
                     raise OSError(errno.ENOSPC, f"{self._address} is full") from error
                 if "NoSuchBucket" in text:
