@@ -252,12 +252,15 @@ def test_slices_are_cut_to_fit_each_other() -> None:
 # What people write
 
 
-def version(number: int, digits: str) -> Version:
-    return Version(bytes.fromhex(digits), b"f", number, 0, b"", 0, number, 0, 0)
+def version(number: int, digits: str, *, current: bool = False) -> Version:
+    return Version(bytes.fromhex(digits), b"f", number, 0, b"", 0, number, 0, 0, current=current)
 
 
 def test_versions_by_number_digits_and_name() -> None:
-    first, second = version(1, "0192aaaa00000000000000003f9a2c71"), version(2, "0192aaab00000000000000003f9a2c72")
+    first, second = (
+        version(1, "0192aaaa00000000000000003f9a2c71"),
+        version(2, "0192aaab00000000000000003f9a2c72", current=True),
+    )
     known = [first, second]
     for text in ("#1", "2c71", "3f9a2c71", "0192aaaa", "2026-11-22T14-15-30.123Z_3f9a2c71.odt", "previous"):
         assert versions.means_version(known, text), text
@@ -266,6 +269,8 @@ def test_versions_by_number_digits_and_name() -> None:
     for text in ("0192", "#3", "dead", "previous"):
         with pytest.raises(MountError, match=text.lstrip("#")):
             versions.pick(known[1:] if text == "previous" else known, text, "path")
+    gone = [first, version(2, "0192aaab00000000000000003f9a2c72")]
+    assert versions.pick(gone, "previous", "path") is gone[1], "of a deleted file its last"
     for text in ("2026", "2026-11-22", "yesterday", "-1h", "71", "@-1h"):
         assert not versions.means_version(known, text), text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from nodeserver.content.manifest import content_hash
 from nodeserver.protocol.ids import new_id
 from nodeserver.protocol.wire import (
+    INLINE_SLICES,
     MAX_COMMIT_OPS,
     Create,
     File,
@@ -152,6 +154,44 @@ def _few(proxy: FaultProxy, commits: int) -> None:
     asked = [seen for seen in proxy.requests if "/changes?" not in seen.path]
     assert len(asked) < 40, asked
     proxy.forget()
+
+
+def test_a_file_of_many_pieces_comes_back_without_its_content(module_node: Node, make_mount: MakeMount) -> None:
+    api = Api(module_node, "pieces")
+    with closing(api.http), FaultProxy(module_node.url) as proxy:
+        past = Past(make_mount(module_node, "pieces", url=proxy.url))
+        slices = [Slice(api.put_chunk(b"piece %d" % number), 0, 7) for number in range(2 * INLINE_SLICES)]
+        create, hash_ = api.create(b"file"), content_hash(api.bucket.chunk_key, slices[:10])
+        write = Write(create.file.id, new_id(), 70, hash_, Manifest(slices[:10]), MTIME, MTIME)
+        assert [result.status for result in api.commit(create, write)] == ["ok", "ok"]
+        then = past.moment()
+        assert "the same already" in past.run("restore", past.path / "file", "--at", then)
+        past.write("file", "other")
+        past.run("restore", past.path / "file", "--at", then)
+        (past.path / "file").unlink()
+        past.moment()
+        proxy.forget()
+        past.run("undo", past.path / "file")
+        _few(proxy, commits=1)
+        assert (past.path / "file").read_bytes() == b"".join(b"piece %d" % number for number in range(10))
+
+
+def test_an_edit_at_the_same_moment_is_kept_beside(module_node: Node, make_mount: MakeMount) -> None:
+    api = Api(module_node, "edited")
+    with closing(api.http), FaultProxy(module_node.url) as proxy, ThreadPoolExecutor() as threads:
+        file = api.new_file(b"file", b"one")
+        past = Past(make_mount(module_node, "edited", url=proxy.url))
+        then = past.moment()
+        past.write("file", "two")
+        proxy.forget()
+        proxy.set("delay", match=r"POST .*/commits", times=1, seconds=1)
+        restoring = threads.submit(past.refused, "restore", past.path / "file", "--at", then)
+        proxy.wait_for("POST", r"/commits$", at_least=1, timeout=30)
+        api.commit(api.write(file, b"three", api.file(file).version))
+        line = restoring.result()
+        assert "changed meanwhile: what was restored is in file (conflict" in line
+        past.moment()
+        assert sorted(path.read_text() for path in past.path.iterdir()) == ["one", "three"]
 
 
 def test_large_trees_are_read_in_pages(module_node: Node, make_mount: MakeMount, tree: Tree) -> None:

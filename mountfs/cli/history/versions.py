@@ -99,7 +99,8 @@ def pick(versions: Sequence[Version], text: str, shown: str) -> Version:
     Raises ``MountError`` when there is none, or more than one.
     """
     if text in ("current", "previous"):
-        found = list(versions[-1:] if text == "current" else versions[-2:-1])
+        now = next((at for at, version in enumerate(versions) if version.current), len(versions))
+        found = list(versions[now : now + 1] if text == "current" else versions[max(0, now - 1) : now])
     else:
         found = [version for version in versions if _is(version, text)]
     if len(found) > 1:
