@@ -32,8 +32,9 @@ def parse(text: str, now_ns: int, zone: tzinfo | None = None) -> int:
     ``now``, ``yesterday`` (24 hours ago), ``-90m`` or ``-1d12h`` (units s, m, h, d, w), ``2026-11-22``,
     ``2026-11-22T14-15``, with seconds and up to nine digits of their fraction, ``-`` or ``:`` in the time, and ``Z``
     or ``+0100`` at the end; ``GMT-2026.11.22-14.15.30``. An ``@`` may stand in front. Without ``Z`` or an offset the
-    time is that of ``zone``, None for the machine's. A fraction means its end: ``30.123`` is 30.123999999, so that a
-    time which was cut to milliseconds includes what happened then. Raises ValueError.
+    time is that of ``zone``, None for the machine's. A time with seconds means their end: ``30`` is 30.999999999 and
+    ``30.123`` is 30.123999999, so that a time which was cut to seconds or less, by a clock or a log, includes what
+    happened then. Raises ValueError.
     """
     body = text.removeprefix("@")
     if body == "now":
@@ -44,9 +45,11 @@ def parse(text: str, now_ns: int, zone: tzinfo | None = None) -> int:
         steps = re.findall(r"(\d+)([smhdw])", match[1])
         moment = now_ns - sum(int(count) * _UNITS[unit] for count, unit in steps) * _SECOND
     elif match := _SAMBA.fullmatch(body):
-        moment = _from_fields(text, match, UTC)
+        moment = _from_fields(text, match, UTC) + _rest_of_second("")
     elif match := _DATE.fullmatch(body):
-        moment = _from_fields(text, match, _zone(text, match["zone"]) or zone) + _fraction(match["fraction"])
+        moment = _from_fields(text, match, _zone(text, match["zone"]) or zone)
+        if match["second"]:
+            moment += _rest_of_second(match["fraction"] or "")
     else:
         raise ValueError(
             f"{text!r} is not a time, such as now, yesterday, -1h, 2026-11-22, 2026-11-22T14-15Z"
@@ -75,5 +78,5 @@ def _zone(text: str, offset: str | None) -> tzinfo | None:
     return timezone((1 if offset[0] == "+" else -1) * timedelta(hours=hours, minutes=minutes))
 
 
-def _fraction(digits: str | None) -> int:
-    return int(digits.ljust(9, "9")) if digits else 0
+def _rest_of_second(digits: str) -> int:
+    return int(digits.ljust(9, "9"))
