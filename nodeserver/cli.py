@@ -20,6 +20,7 @@ from nodeserver.chunks import ChunkStore
 from nodeserver.chunks.s3 import Address
 from nodeserver.cli_chunks import ChunksAddress, Size, open_chunks
 from nodeserver.cli_durability import durability
+from nodeserver.cli_workers import workers
 from nodeserver.datadir import DataDir, hold
 from nodeserver.failures import EXIT_ADDRESS, EXIT_USAGE, Failure, failures
 from nodeserver.http.server import bind, serve
@@ -43,6 +44,7 @@ def main() -> None:
 
 
 main.add_command(durability)
+main.add_command(workers)
 
 
 def _load_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
@@ -173,6 +175,11 @@ async def _serve(
         listener = bind(host, port)
     except OSError as error:
         raise Failure(f"cannot listen on {host}:{port}: {error.strerror or error}", EXIT_ADDRESS) from error
+
+    def ready(url: str) -> None:
+        directory.note_address(url)
+        click.echo(f"ready {url}")
+
     with listener:
         metadata = await Metadata.open(url)
         try:
@@ -188,7 +195,7 @@ async def _serve(
                     keys=keys,
                     node=directory.node,
                     times=times,
-                    ready=lambda url: click.echo(f"ready {url}"),
+                    ready=ready,
                 )
             finally:
                 await chunks.close()

@@ -17,6 +17,9 @@ from nodeserver.chunks.disk import make_dir
 from nodeserver.metadata.migrations import NewerFormat
 from nodeserver.protocol.ids import new_id
 
+ADMIN_TOKEN = "admin.token"  # noqa: S105 - a file
+ADDRESS = "address"
+"""The file with the URL that the server was reached at when it started last."""
 FORMAT = 1
 """The layout of the directory; a change of it needs a step that makes the old one into the new one."""
 
@@ -60,6 +63,10 @@ class DataDir:
         self.chunks = path / "chunks"
         self.metadata_url = f"sqlite:///{path / 'metadata.sqlite'}"
 
+    def note_address(self, url: str) -> None:
+        """Write down where the server is, for commands on this machine. Raises ``OSError``."""
+        replace(self.path / ADDRESS, url.encode() + b"\n")
+
     def keys(self) -> Keys:
         """The signing key, made at the first start, as ``admin.token`` is. Raises ``Damaged``, ``OSError``."""
         path = self.path / "signing.key"
@@ -67,7 +74,7 @@ class DataDir:
             keys = Keys(read_or_create(path, Keys.generate()), self._audience)
         except ValueError as error:
             raise Damaged(f"{path}: {error}") from error
-        read_or_create(self.path / "admin.token", _admin(keys))
+        read_or_create(self.path / ADMIN_TOKEN, _admin(keys))
         return keys
 
     def secrets(self) -> dict[str, bytes]:
@@ -86,7 +93,7 @@ class DataDir:
             raise Damaged(f"the secrets in the metadata database: {error}") from error
         self._identity.audience = audience
         # In this order: what a crash leaves is not equal yet, and the next start does it again.
-        replace(self.path / "admin.token", _admin(keys))
+        replace(self.path / ADMIN_TOKEN, _admin(keys))
         replace(self.path / "node.json", _json(self._identity))
         replace(self.path / "signing.key", secrets["signing.key"])
         log.info("took over the signing key of the other servers on the database; admin.token is new")
