@@ -185,11 +185,11 @@ def test_an_edit_at_the_same_moment_is_kept_beside(module_node: Node, make_mount
         past.write("file", "two")
         proxy.forget()
         proxy.set("delay", match=r"POST .*/commits", times=1, seconds=1)
-        restoring = threads.submit(past.refused, "restore", past.path / "file", "--at", then)
+        restoring = threads.submit(past.json, "restore", past.path / "file", "--at", then, code=1)
         proxy.wait_for("POST", r"/commits$", at_least=1, timeout=30)
         api.commit(api.write(file, b"three", api.file(file).version))
-        line = restoring.result()
-        assert "changed meanwhile: what was restored is in file (conflict" in line
+        [problem] = restoring.result()["problems"]
+        assert problem["problem"].startswith("changed meanwhile: what was restored is in file (conflict")
         past.moment()
         assert sorted(path.read_text() for path in past.path.iterdir()) == ["one", "three"]
 
