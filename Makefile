@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PLACE := $(VENV)/.made-in$(subst /,_,$(CURDIR))
 
 RUN_DEBS := fuse3 libfuse3-dev pkg-config gcc libc6-dev
-TEST_DEBS := acl attr fio git mandoc postgresql procps psmisc rsync sqlite3 strace systemd
+TEST_DEBS := acl attr fio git mandoc postgresql procps psmisc rsync sqlite3 strace systemd vim-tiny
 BENCH_DEBS := fio git postgresql procps
 DEBS := $(RUN_DEBS)
 

@@ -67,7 +67,7 @@ def test_vim(settings: str, mount: Mount, here: Path) -> None:
     doc.write_text("1\n")
     for text in "2", "3":
         commit(mount)
-        run(vim, "-N", "-u", "NONE", "-es", "-c", f"set {settings}", "-c", f"normal! cc{text}", "-c", "wq", doc)
+        run(vim, "-N", "-u", "NONE", "-es", "-c", f"set {settings}", "-c", f"%s/.*/{text}/", "-c", "wq", doc)
     commit(mount)
     assert history(doc) == ["1\n", "2\n", "3\n"]
     assert moved(mount, doc) == ["1\n", "2\n", "3\n"]
