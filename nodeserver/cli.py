@@ -20,6 +20,7 @@ from nodeserver.chunks import ChunkStore
 from nodeserver.chunks.s3 import Address
 from nodeserver.cli_chunks import ChunksAddress, Size, open_chunks
 from nodeserver.cli_durability import durability
+from nodeserver.cli_metadata import metadata as metadata_group
 from nodeserver.cli_workers import workers
 from nodeserver.datadir import DataDir, hold
 from nodeserver.failures import EXIT_ADDRESS, EXIT_USAGE, Failure, failures
@@ -44,6 +45,7 @@ def main() -> None:
 
 
 main.add_command(durability)
+main.add_command(metadata_group)
 main.add_command(workers)
 
 

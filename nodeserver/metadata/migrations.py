@@ -12,6 +12,9 @@ from nodeserver.metadata import tables
 FIRST = 1
 """The format of the first release."""
 
+LOADING = (1 << 31) - 1
+"""In place of the format, while a dump is being loaded: every release refuses it."""
+
 Step = Callable[[Connection], None]
 
 
@@ -80,6 +83,10 @@ def migrate(connection: Connection, steps: Sequence[Step] = STEPS) -> int:
         connection.execute(tables.schema_version.insert().values(version=newest))
         return newest
     found: int = connection.execute(select(tables.schema_version.c.version)).scalar_one()
+    if found == LOADING:
+        raise NewerFormat(
+            "the load of a dump into this database was not finished: repeat it, or begin with an empty one"
+        )
     if found > newest:
         raise NewerFormat(f"the metadata has format {found}, this release knows up to {newest}")
     for number in range(found, newest):
