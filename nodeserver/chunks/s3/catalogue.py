@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from nodeserver.chunks.record import BadPack
 from nodeserver.chunks.s3.format import NOTE, PACK, decode_note, decode_pack, name_at, pack_head
 from nodeserver.chunks.s3.index import Index, gone_from
+from nodeserver.chunks.s3.keys import packs_of
 from nodeserver.chunks.s3.objects import BadRange, Entry, NoObject
 
 if TYPE_CHECKING:
@@ -144,8 +145,3 @@ class Catalogue:
             return  # it came before what it is about, and is looked at again
         await self.ask(lambda index: index.note(bucket, name, gone))
         self._forget(bucket, [chunk for _, chunk in gone])
-
-
-def packs_of(bucket: bytes) -> str:
-    """Below which key the packs and notes of a bucket are."""
-    return f"{bucket.hex()}/packs"

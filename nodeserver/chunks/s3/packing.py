@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from nodeserver.chunks.compaction import WASTE
 from nodeserver.chunks.reading import check
-from nodeserver.chunks.s3.catalogue import SLACK, packs_of
+from nodeserver.chunks.s3.catalogue import SLACK
 from nodeserver.chunks.s3.format import PACK, encode_pack, name_at, new_name
+from nodeserver.chunks.s3.keys import packs_of
 from nodeserver.chunks.s3.objects import NoObject
 from nodeserver.content.codec import CorruptChunk
 

@@ -11,9 +11,10 @@ from nodeserver.chunks.appending import Appender
 from nodeserver.chunks.claims import Claims
 from nodeserver.chunks.engine import ChunkStore, Space
 from nodeserver.chunks.reading import NoChunk, check
-from nodeserver.chunks.s3.catalogue import Catalogue, packs_of
+from nodeserver.chunks.s3.catalogue import Catalogue
 from nodeserver.chunks.s3.format import NO_PACK, NOTE, PACK, Gone, encode_note, new_name
 from nodeserver.chunks.s3.index import gone_from
+from nodeserver.chunks.s3.keys import key_of, large_of, packs_of
 from nodeserver.chunks.s3.objects import BadRange, NoObject, Objects
 from nodeserver.chunks.s3.packing import compact, write_pack
 from nodeserver.chunks.s3.recent import Recent
@@ -81,7 +82,7 @@ class S3Store(ChunkStore):
         return store
 
     async def put(self, bucket: bytes, items: Sequence[tuple[ChunkId, bytes]]) -> None:
-        await asyncio.to_thread(check, items)
+        await _check(items)
         async with self.using(bucket, [chunk for chunk, _ in items]):
             small = {chunk: stored for chunk, stored in items if len(stored) < SMALL}
             jobs = [self._put_large(bucket, chunk, stored) for chunk, stored in items if len(stored) >= SMALL]
@@ -153,16 +154,16 @@ class S3Store(ChunkStore):
         # The note first: once it is there, no server takes the chunks for stored.
         await self._objects.put(f"{packs_of(bucket)}/{name}", encode_note(gone))
         await self._catalogue.ask(lambda index: index.note(bucket, name, gone_from(gone)))
-        await self._objects.delete([_key(bucket, chunk) for chunk in ids])
+        await self._objects.delete([key_of(bucket, chunk) for chunk in ids])
         self._damaged.difference_update((bucket, chunk) for chunk in ids)
 
     async def count(self, bucket: bytes) -> int:
         await self._catalogue.refresh(bucket, 0, 0)
         self._packed = await self._catalogue.ask_slowly(lambda index: index.size())
-        sizes = [entry.size async for page in self._objects.list(_below(bucket, 0)) for entry in page]
+        sizes = [entry.size async for page in self._objects.list(large_of(bucket, 0)) for entry in page]
         factor = 256
         if len(sizes) < SAMPLE:
-            sizes = [entry.size async for page in self._objects.list(f"{bucket.hex()}/chunks") for entry in page]
+            sizes = [entry.size async for page in self._objects.list(large_of(bucket)) for entry in page]
             factor = 1
         self._large[bucket] = factor * sum(sizes)
         return factor * len(sizes) + await self._catalogue.ask_slowly(lambda index: index.count(bucket))
@@ -171,7 +172,7 @@ class S3Store(ChunkStore):
         await self._catalogue.refresh(bucket, FULL, FULL)
         found = set(await self._catalogue.ask_slowly(lambda index: index.older(bucket, first, beyond, before_ns)))
         whole = first == 0 and beyond == 256
-        for prefix in [f"{bucket.hex()}/chunks"] if whole else [_below(bucket, byte) for byte in range(first, beyond)]:
+        for prefix in [large_of(bucket)] if whole else [large_of(bucket, byte) for byte in range(first, beyond)]:
             async for page in self._objects.list(prefix):
                 found.update(bytes.fromhex(entry.key.rpartition("/")[2]) for entry in page if entry.time_ns < before_ns)
         return found
@@ -198,7 +199,7 @@ class S3Store(ChunkStore):
 
     async def _put_large(self, bucket: bytes, chunk: ChunkId, stored: bytes) -> None:
         if not self._recent.size(bucket, chunk):
-            await self._objects.put(_key(bucket, chunk), stored)
+            await self._objects.put(key_of(bucket, chunk), stored)
             self._damaged.discard((bucket, chunk))
             self._large[bucket] = self._large.get(bucket, 0) + len(stored)
 
@@ -235,7 +236,7 @@ class S3Store(ChunkStore):
         """The bytes of a large chunk, 0 when it is not there."""
         if not (size := self._recent.size(bucket, chunk)):
             try:
-                size = await self._objects.size(_key(bucket, chunk))
+                size = await self._objects.size(key_of(bucket, chunk))
             except NoObject:
                 return 0
             if (bucket, chunk) not in self._damaged and not self._claims.dying(bucket, chunk):
@@ -255,7 +256,7 @@ class S3Store(ChunkStore):
             raise NoChunk(lost)
         items = [(chunk, found[chunk]) for chunk in ids]
         try:
-            await asyncio.to_thread(check, items)
+            await _check(items)
         except CorruptChunk as error:
             self._damaged.add((bucket, error.chunk))
             self._forget(bucket, [error.chunk])
@@ -281,7 +282,7 @@ class S3Store(ChunkStore):
 
         async def from_own(chunk: ChunkId) -> None:
             try:
-                found[chunk] = await self._objects.get(_key(bucket, chunk))
+                found[chunk] = await self._objects.get(key_of(bucket, chunk))
             except NoObject:
                 return
 
@@ -292,10 +293,9 @@ class S3Store(ChunkStore):
         self._recent.remove(bucket, ids)
 
 
-def _below(bucket: bytes, first: int) -> str:
-    return f"{bucket.hex()}/chunks/{first:02x}"
-
-
-def _key(bucket: bytes, chunk: ChunkId) -> str:
-    """The key of a large chunk."""
-    return f"{_below(bucket, chunk[0])}/{chunk.hex()}"
+async def _check(items: Sequence[tuple[ChunkId, bytes]]) -> None:
+    """Check what takes its time on a thread."""
+    if sum(len(stored) for _, stored in items) < SMALL:
+        check(items)
+    else:
+        await asyncio.to_thread(check, items)
