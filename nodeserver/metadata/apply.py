@@ -45,19 +45,20 @@ def apply(tree: Tree, commit: Commit, *, time_ns: int, quota: int | None = None)
     ids: list[FileId] = []
     places: list[Place] = []
     versions: list[VersionId] = []
+    numbered: list[FileId] = []
     for op in commit.ops:
-        _collect(op, ids, places, versions)
+        _collect(op, ids, places, versions, numbered)
     tree.load(ids, places)
-    tree.load_places_left(op.file for op in commit.ops if isinstance(op, Unlink))
-    numbered = [inode for op in commit.ops for id_ in _numbered(op) if (inode := tree.inode(id_))]
-    tree.load([inode.follows for inode in numbered if inode.follows], [])
-    numbered += [inode for one in numbered if one.follows and (inode := tree.inode(one.follows))]
-    tree.load_versions([*versions, *(inode.version for inode in numbered)])
+    tree.load_places_left([op.file for op in commit.ops if type(op) is Unlink])
+    follow = [inode.follows for id_ in numbered if (inode := tree.inode(id_)) and inode.follows]
+    tree.load(follow, [])
+    heads = (inode.version for id_ in (*numbered, *follow) if (inode := tree.inode(id_)))
+    tree.load_versions([*versions, *heads])
     return _Batch(tree, printable(commit.client_name, commit.client), time_ns, quota).run(commit.ops)
 
 
-def _collect(op: Op, ids: list[FileId], places: list[Place], versions: list[VersionId]) -> None:
-    """Note what an operation will look at, so that it is loaded in bulk."""
+def _collect(op: Op, ids: list[FileId], places: list[Place], versions: list[VersionId], numbered: list[FileId]) -> None:
+    """Note what an operation will look at, so that it is loaded in bulk; ``numbered`` are files with their heads."""
     match op:
         case Create():
             ids += (op.file.id, op.parent)
@@ -67,28 +68,20 @@ def _collect(op: Op, ids: list[FileId], places: list[Place], versions: list[Vers
             places.append((op.parent, op.name))
         case Rename():
             ids += (op.file, op.parent, op.new_parent)
-            ids += (op.replaces,) if op.replaces else ()
+            if op.replaces:
+                ids.append(op.replaces)
+                numbered += (op.file, op.replaces)
             places += ((op.parent, op.name), (op.new_parent, op.new_name))
         case Exchange():
             ids += (op.file, op.parent, op.other_file, op.other_parent)
+            numbered += (op.file, op.other_file)
             places += ((op.parent, op.name), (op.other_parent, op.other_name))
         case SetAttr():
             ids.append(op.file)
         case Write():
             ids.append(op.file)
+            numbered.append(op.file)
             versions += (op.version, op.base)
-
-
-def _numbered(op: Op) -> tuple[FileId, ...]:
-    """The files whose newest version an operation will look at."""
-    match op:
-        case Write():
-            return (op.file,)
-        case Rename(replaces=replaces) if replaces:
-            return (op.file, replaces)
-        case Exchange():
-            return (op.file, op.other_file)
-    return ()
 
 
 class _Batch:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, Select, bindparam, select, union
+from sqlalchemy import Connection, Row, Select, and_, bindparam, select, union
 
 from nodeserver.metadata import tables
 from nodeserver.metadata.database import rows_of
@@ -52,17 +52,26 @@ _decode_change = msgspec.msgpack.Decoder(Change).decode
 
 def _touching() -> Select[Any]:
     """The commits that rows about some files tell of."""
-    columns = (
-        (tables.file, _file.id, _file.since_seq),
-        *((tables.past, tables.past.c.file, column) for column in (tables.past.c.since_seq, tables.past.c.until_seq)),
-        *((tables.entry, _entry.file, column) for column in (_entry.since_seq, _entry.until_seq)),
-        (tables.version, tables.version.c.file, tables.version.c.seq),
+    past, version = tables.past, tables.version
+    sources = (
+        (_file, "since_seq"),
+        (past.c, "since_seq"),
+        (past.c, "until_seq"),
+        (_entry, "until_seq"),
+        (version.c, "seq"),
     )
-    parts = (
-        select(column).where(table.c.bucket == bindparam("bucket"), file.in_(bindparam("files", expanding=True)))
-        for table, file, column in columns
-    )
-    return select(union(*parts).subquery())
+    parts = [
+        select(columns[name]).where(
+            columns.bucket == bindparam("bucket"),
+            (columns.id if columns is _file else columns.file).in_(bindparam("files", expanding=True)),
+        )
+        for columns, name in sources
+    ]
+    # Not ``==``: without statistics SQLite then takes the primary key, and reads the bucket.
+    named = and_(_entry.bucket == _file.bucket, _entry.file.between(_file.id, _file.id))
+    begun = select(_entry.since_seq).join_from(tables.file, tables.entry, named)
+    begun = begun.where(_file.bucket == bindparam("bucket"), _file.id.in_(bindparam("files", expanding=True)))
+    return select(union(*parts, begun).subquery())
 
 
 _TOUCHING = _touching()

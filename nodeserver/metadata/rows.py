@@ -14,6 +14,7 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Connection,
+    Insert,
     Select,
     Table,
     and_,
@@ -94,6 +95,18 @@ def _places_left(count: int) -> Select[Any]:
         entry.bucket == bindparam("bucket"),
         entry.file.in_(_placeholders(count)),
         entry.until_seq < literal_column(str(LIVE)),
+    )
+
+
+@functools.cache
+def _keep_past(count: int) -> Insert:
+    then = [column.name for column in tables.past.c if column.name not in ("bucket", "file", "until_seq")]
+    file = tables.file.c
+    return insert(tables.past).from_select(
+        ["bucket", "file", "until_seq", *then],
+        select(file.bucket, file.id, bindparam("seq", type_=BigInteger), *(file[name] for name in then)).where(
+            file.bucket == bindparam("bucket"), file.id.in_(_placeholders(count))
+        ),
     )
 
 
@@ -178,7 +191,8 @@ def write_back(
     for_each(connection, _END_ENTRY, ended)
     for_each(connection, _INSERT_ENTRY, begun)
     for_each(connection, _INSERT_FILE, [(bucket, *_inode_values(inode)) for inode in tree.created.values()])
-    for_each(connection, _KEEP_PAST, [(seq, bucket, id_) for id_ in tree.changed])
+    for some in slices(tree.changed):
+        rows_of(connection, _keep_past(len(some)), (seq, bucket, *some))
     for_each(
         connection, _UPDATE_FILE, [(*_inode_values(inode)[1:], bucket, inode.id) for inode in tree.changed.values()]
     )
@@ -212,14 +226,10 @@ _UPDATE_FILE = (
     .where(_key(tables.file, "bucket", "id"))
     .values({column: bindparam(column.name) for column in INODE if column.name != "id"})
 )
-_PAST = [column.name for column in tables.past.c if column.name not in ("bucket", "file", "until_seq")]
-_KEEP_PAST = insert(tables.past).from_select(
-    ["bucket", "file", "until_seq", *_PAST],
-    select(
-        tables.file.c.bucket, tables.file.c.id, bindparam("seq", type_=BigInteger), *(tables.file.c[c] for c in _PAST)
-    ).where(_key(tables.file, "bucket", "id")),
+_BEGUN = select(tables.entry.c.parent, tables.entry.c.name).where(
+    _key(tables.entry, "bucket", "file", "since_seq"),
+    tables.entry.c.until_seq > literal_column("0"),  # always, but makes SQLite take the right index
 )
-_BEGUN = select(tables.entry.c.parent, tables.entry.c.name).where(_key(tables.entry, "bucket", "file", "since_seq"))
 _OLDEST = select(func.min(tables.version.c.number)).where(_key(tables.version, "bucket", "file"))
 _RAISE_NUMBERS = (
     update(tables.version)

@@ -173,10 +173,10 @@ class Tree:
 
     def load_places_left(self, ids: Iterable[FileId]) -> None:
         """Load in bulk where files were."""
-        wanted = [id_ for id_ in dict.fromkeys(ids) if id_ not in self._were]
-        self._were.update((id_, []) for id_ in wanted)
-        for file, place, until in self._source.places_left(id_ for id_ in wanted if id_ not in self.created):
-            self._were[file].append((place, until))
+        wanted: dict[FileId, list[tuple[Place, int]]] = {id_: [] for id_ in ids if id_ not in self._were}
+        self._were.update(wanted)
+        for file, place, until in self._source.places_left(wanted):
+            wanted[file].append((place, until))
 
     def inode(self, id_: FileId) -> Inode | None:
         """A file, gone or not; None when it never was."""
@@ -215,8 +215,7 @@ class Tree:
         That of the file which was deleted there last, or was moved from there to a backup's name beside it.
         """
         left = self._left.get(place)
-        inode = self.inode(left.file) if left else None
-        if left is None or inode is None or not inode.is_regular:
+        if left is None or (inode := self.inode(left.file)) is None or not inode.is_regular:
             return None
         if left.until_seq == self.seq:
             moved = [now for now in self.places(inode.id) if not (held := self.before[now]) or held.file != inode.id]
@@ -232,6 +231,9 @@ class Tree:
 
         It is that of the file's head or, after a backup was restored, of the head that was there before.
         """
+        if not inode.follows:
+            head = self.version(inode.version) if inode.version else None
+            return head.number if head else 0
         numbers: list[int] = []
         seen = set()
         here: Inode | None = inode
@@ -358,8 +360,7 @@ class Tree:
 
         With the commit that took the deleted one from there.
         """
-        places = self._places_left(gone.id)
-        left = [(until, was) for was, until in places if was[0] == place[0] and was != place]
+        left = [(until, was) for was, until in self._places_left(gone.id) if was[0] == place[0] and was != place]
         if not left:
             return None
         until, was = max(left)
@@ -382,7 +383,7 @@ class Tree:
         """Where a file was, and the commits that took it from there."""
         if id_ not in self._were:
             self.load_places_left([id_])
-        here = [(place, left.until_seq) for place in self._left_by[id_] if (left := self._left[place]).file == id_]
+        here = [(place, self.seq) for place in self._left_by[id_] if self._left[place].file == id_]
         return here + self._were[id_]
 
     def _oldest_number(self, inode: Inode) -> int:
