@@ -25,8 +25,6 @@ DEADLINE = 8.0
 """Seconds after which a transaction that did not succeed is not tried again: less than a mount waits for an answer."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.5
 """Seconds before the second try, at most; the most doubles with each."""
-TAKEN_TRIES = 5
-"""Tries at making a row that another transaction makes; then it is no race."""
 
 
 class Database:
@@ -91,10 +89,12 @@ class Database:
                 kind = kind_of(error)
                 if kind is Kind.LOST and attempt.committing and not repeatable:
                     raise Unavailable("the connection to the metadata database broke during a commit") from error
-                if kind in (Kind.FULL, Kind.OTHER) or (kind is Kind.TAKEN and tries >= TAKEN_TRIES):
+                if kind in (Kind.FULL, Kind.OTHER):
                     raise
-                pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries))  # noqa: S311
+                pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(tries, 16)))  # noqa: S311
                 if time.monotonic() + pause > until:
+                    if kind is Kind.TAKEN:  # it was no race
+                        raise
                     raise Unavailable(f"the metadata database: {_line(error)}") from error
             await asyncio.sleep(pause)
 

@@ -165,7 +165,8 @@ class Metadata:
     async def purge_history(self, name: str, op: Purge, *, author: str) -> Destroyed:
         """Destroy versions for good."""
         bucket = (await self.bucket(name)).bucket
-        done = await self._database.write(purges.purge, bucket, op, author=author, now_ns=time.time_ns())
+        async with self._turn(bucket):
+            done = await self._database.write(purges.purge, bucket, op, author=author, now_ns=time.time_ns())
         self._news.tell(bucket)
         return done
 

@@ -139,14 +139,15 @@ def bucket(database: Engine) -> Iterator[Bucket]:
     global _numbers
     _numbers = itertools.count(1)
     patches = (mock.patch(f"nodeserver.metadata.{module}.new_id", new_id) for module in ("apply", "buckets"))
-    with contextlib.ExitStack() as stack, database.connect() as connection:
+    with contextlib.ExitStack() as stack:
+        stack.callback(database.dispose)  # of one in memory nothing is left then
         for patch in patches:
             stack.enter_context(patch)
-        with connection.begin() as transaction:
-            migrate(connection)
-            yield Bucket(connection)
-            transaction.rollback()
-    database.dispose()  # of one in memory nothing is left then
+        connection = stack.enter_context(database.connect())
+        transaction = connection.begin()
+        migrate(connection)
+        yield Bucket(connection)
+        transaction.rollback()
 
 
 def new_file(mode: int) -> File:
