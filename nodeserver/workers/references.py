@@ -16,7 +16,7 @@ from nodeserver.protocol.wire import ChunkId, Manifest, Slice, VersionId
 from nodeserver.workers.registry import Run
 
 AT_ONCE = 200_000
-"""Chunk ids that are held in memory at a time, about: 30 MB."""
+"""Chunk ids that are looked at in one pass over the versions: about 100 MB with all that goes with it."""
 
 
 class References:

@@ -143,6 +143,6 @@ def collect(api: Api) -> None:
     def collected() -> bool:
         status = worker(api, "gc")
         assert not status.error, status.error
-        return stored(api) <= needed(api) and not rows(api, "condemned")
+        return stored(api) <= needed(api) and all(doomed for (doomed,) in rows(api, "condemned", "doomed"))
 
     eventually(collected, 30, "garbage is collected")

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from nodeserver.content.codec import chunk_id, encode
 from nodeserver.content.manifest import content_hash
 from nodeserver.protocol.errors import Code
@@ -172,6 +174,7 @@ def look_after(api: Api, savers: list[Saver], until: float, done: threading.Even
     return purges
 
 
+@pytest.mark.sqlite  # servers of one database wait for each other, longer than a test
 def test_nothing_that_is_needed_goes_and_nothing_else_stays(
     make_node: MakeNode, make_api: Callable[[Node], Api], soak: int
 ) -> None:

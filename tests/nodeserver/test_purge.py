@@ -16,9 +16,11 @@ from tests.harness import Node, command
 from tests.nodeserver.api import DIRECTORY, Api, problem
 from tests.nodeserver.keeping import SOON, collect, hold, needed, purge, release, rows, save, stored, versions
 
+BOTH_ENGINES = True
+
 
 @pytest.fixture(scope="module")
-def soon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+def soon(tmp_path_factory: pytest.TempPathFactory, metadata_engine: str) -> Iterator[Node]:
     """A server whose garbage goes soon."""
     node = Node(tmp_path_factory.mktemp("soon") / "node", options=SOON).start()
     yield node
