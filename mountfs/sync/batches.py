@@ -14,6 +14,10 @@ from mountfs.sync.uploads import Upload
 from nodeserver.protocol import wire
 
 
+ACCESS = Field.MODE | Field.UID | Field.GID
+"""Sent of a deleted file too: they also say who may read what it was."""
+
+
 class Sent(msgspec.Struct, array_like=True):
     """Which journal rows a commit answers, kept beside it. Stored: only append fields."""
 
@@ -81,7 +85,7 @@ def build(inodes: Inodes, rows: Iterable[Row], uploads: dict[int, Upload]) -> Ba
                 batch.uploads[len(batch.ops)] = upload
                 batch.ops.append(_write(inode, upload))
         elif row.op == Op.ATTR:
-            if inode.nlink and (inode.is_dir or row.ino not in created):
+            if (inode.nlink or row.mask & ACCESS) and (inode.is_dir or row.ino not in created):
                 batch.ops.append(_attributes(inode, Field(row.mask)))
         else:
             if row.op == Op.CREATE:

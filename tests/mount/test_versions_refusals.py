@@ -190,6 +190,21 @@ def test_tightening_a_file_covers_its_past(past: Path, here: Path, folder: Folde
 
 
 @needs_root
+def test_a_file_that_was_tightened_and_deleted_stays_secret(past: Path, here: Path, folder: Folder) -> None:
+    folder.sync()
+    path = past / called(time.time_ns()) / "file"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    os.chmod(here / "file", 0o600)
+    (here / "file").unlink()
+    eventually(lambda: stat.S_IMODE(path.stat().st_mode) == 0o600, 3, "not committed yet")
+    folder.sync()
+    eventually(lambda: stat.S_IMODE(path.stat().st_mode) == 0o600, 3, "committed")
+    (here / "other").touch()
+    folder.sync()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@needs_root
 def test_a_file_that_was_secret_stays_so(here: Path, folder: Folder) -> None:
     os.chmod(here, 0o755)
     (here / "file").touch()

@@ -161,7 +161,7 @@ class Answers:
         return await self._ask(key, lambda: _unless_gone(ask, missing), PAST)
 
     async def entries(self, bucket: BucketState, directory: bytes, at: int, after: bytes) -> Page:
-        """A page of a directory as of a commit."""
+        """A page of a directory as of a commit; asked for anew after others, for they may have deleted what is on it."""
 
         async def ask() -> Page:
             fetched = time.time_ns()
@@ -170,7 +170,9 @@ class Answers:
             return Page(entries, answer.entries[-1].name if answer.more else None, fetched)
 
         key, missing = ("entries", bucket.id, directory, at, after), Page({}, None, 0)
-        return await self._ask(key, lambda: _unless_gone(ask, missing), PAST, weight=lambda page: len(page.entries))
+        return await self._ask(
+            key, lambda: _unless_gone(ask, missing), PAST, bucket.known, lambda page: len(page.entries)
+        )
 
     async def _ask(
         self,

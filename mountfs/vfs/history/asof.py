@@ -79,6 +79,11 @@ class FileThen(Node):
         return self.as_known(live)
 
     async def _ask_anew(self, live: Inode | None) -> None:
+        if self._place and (live is None or not live.nlink):
+            # Gone, and how it was last may have been told since: with all of its page, as nobody counts what is gone.
+            page = await self._page_of(self._place.directory, self._after)
+            if (told := page.entries.get(self._place.name)) is not None:
+                self._file, self._said_ns = told, page.fetched_ns
         file, present = self._file, self._present
         changed = present.changed(Access(file.mode, file.uid, file.gid), live, self._said_ns)
         if changed or time.time_ns() - self._said_ns > PAST * 1e9:
@@ -133,7 +138,10 @@ class FileThen(Node):
     async def _page(self, after: bytes) -> Page:
         if not self._tree.seq:
             return Page({}, None, 0)
-        return await self._present.answers.entries(self._tree.bucket, self._file.id, self._tree.seq, after)
+        return await self._page_of(self._file.id, after)
+
+    async def _page_of(self, directory: bytes, after: bytes) -> Page:
+        return await self._present.answers.entries(self._tree.bucket, directory, self._tree.seq, after)
 
     async def target(self) -> bytes:
         if not stat.S_ISLNK(self._file.mode):
@@ -161,6 +169,5 @@ class FileThen(Node):
     async def neighbours(self) -> Iterable[Manifest | None]:
         if self._place is None:
             return []
-        tree = self._tree
-        page = await self._present.answers.entries(tree.bucket, self._place.directory, tree.seq, self._after)
+        page = await self._page_of(self._place.directory, self._after)
         return [file.manifest for name, file in page.entries.items() if name >= self._place.name]

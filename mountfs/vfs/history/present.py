@@ -76,8 +76,10 @@ class Present:
         What the server said takes account of the present file as it was there and then. It may have changed here
         since; if it is gone, the file that has the name now stands for it.
         """
-        if live is not None and live.nlink:
-            return restrict(then, Access(live.mode, live.uid, live.gid))
+        if live is not None:
+            then = restrict(then, Access(live.mode, live.uid, live.gid))
+            if live.nlink:
+                return then
         heir = self._at(place) if place else None
         if heir is not None and heir.is_file and (heir.ctime >= said_ns or self._context.pending(heir.ino)):
             return restrict(then, Access(heir.mode, heir.uid, heir.gid))
