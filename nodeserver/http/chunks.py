@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,18 +21,26 @@ from nodeserver.protocol.wire import MAX_BATCH_BYTES, MAX_BATCH_CHUNKS, ChunkBat
 OCTETS = "application/octet-stream"
 CHUNK_ID = 32
 
+T = TypeVar("T")
+
 
 class ChunkEndpoint(HTTPEndpoint):
     async def get(self, request: Request) -> Response:
-        bucket, chunk = await self._named(request)
-        return Response(await services(request).chunks.get(bucket, chunk), media_type=OCTETS)
+        identity(request)
+        here, chunk = services(request), hex_id(request, "chunk", CHUNK_ID)
+        return Response(await _found(request, lambda bucket: here.chunks.get(bucket, chunk)), media_type=OCTETS)
 
     async def head(self, request: Request) -> Response:
-        bucket, chunk = await self._named(request)
-        sizes = await services(request).chunks.sizes(bucket, [chunk])
-        if chunk not in sizes:
-            raise NoChunk([chunk])
-        return Response(headers={"content-length": str(sizes[chunk])}, media_type=OCTETS)
+        identity(request)
+        here, chunk = services(request), hex_id(request, "chunk", CHUNK_ID)
+
+        async def size(bucket: bytes) -> int:
+            sizes = await here.chunks.sizes(bucket, [chunk])
+            if chunk not in sizes:
+                raise NoChunk([chunk])
+            return sizes[chunk]
+
+        return Response(headers={"content-length": str(await _found(request, size))}, media_type=OCTETS)
 
     async def put(self, request: Request) -> Response:
         identity(request, "admin")
@@ -37,12 +48,6 @@ class ChunkEndpoint(HTTPEndpoint):
         bucket = await here.metadata.identify(request.path_params["bucket"])
         await put(request, bucket.id, [(chunk, await read_body(request, MAX_STORED))])
         return Response(status_code=204)
-
-    @staticmethod
-    async def _named(request: Request) -> tuple[bytes, ChunkId]:
-        identity(request)
-        chunk = hex_id(request, "chunk", CHUNK_ID)
-        return (await services(request).metadata.identify(request.path_params["bucket"])).id, chunk
 
 
 async def put_chunks(request: Request) -> Response:
@@ -58,10 +63,8 @@ async def put_chunks(request: Request) -> Response:
 
 async def read_chunks(request: Request) -> Response:
     identity(request)
-    here = services(request)
-    bucket = await here.metadata.identify(request.path_params["bucket"])
-    wanted = _some(await read(request, ChunkIds))
-    return answer(request, ChunkBatch(await here.chunks.read(bucket.id, wanted)))
+    here, wanted = services(request), _some(await read(request, ChunkIds))
+    return answer(request, ChunkBatch(await _found(request, lambda bucket: here.chunks.read(bucket, wanted))))
 
 
 async def missing(request: Request) -> Response:
@@ -79,6 +82,21 @@ async def put(request: Request, bucket: bytes, chunks: list[tuple[ChunkId, bytes
         await services(request).chunks.put(bucket, chunks)
     except CorruptChunk as error:
         raise Refused(Code.CHECKSUM, str(error), [error.chunk] if error.chunk else []) from error
+
+
+async def _found(request: Request, look: Callable[[bytes], Awaitable[T]]) -> T:
+    """What ``look`` finds in the bucket of a request, which it is told the id of. Raises ``NoChunk``.
+
+    One that was deleted and made anew through another server may have another id than is remembered.
+    """
+    metadata, name = services(request).metadata, request.path_params["bucket"]
+    bucket = await metadata.identify(name)
+    try:
+        return await look(bucket.id)
+    except NoChunk:
+        if (now := await metadata.bucket(name)).id == bucket.id:
+            raise
+        return await look(now.id)
 
 
 def _some(wanted: ChunkIds) -> list[ChunkId]:
