@@ -81,7 +81,7 @@ _BACK, _FORWARD = _closure(forward=False), _closure(forward=True)
 
 def stays(connection: Connection, bucket: int, place: Place) -> list[Stay]:
     """Who was at a place, oldest first."""
-    rows = connection.execute(_STAYS, {"bucket": bucket, "parent": place[0], "name": place[1]})
+    rows = connection.execute(_STAYS, {"bucket": bucket, "parent": place[0], "name": place[1]}).all()
     return sorted((Stay(file, since, until) for _, file, since, until in rows), key=lambda stay: stay.until_seq)
 
 
@@ -152,5 +152,8 @@ def _followers(connection: Connection, bucket: int, files: Sequence[FileId]) -> 
 
 
 def _closed(connection: Connection, statement: Select[Any], bucket: int, ids: list[FileId]) -> dict[FileId, Relative]:
-    rows = connection.execute(statement, {"bucket": bucket, "ids": ids})
-    return {row[0]: Relative(row[0], row[1], row[2], row[3], row[4], Access(*row[5:])) for row in rows}
+    rows = connection.execute(statement, {"bucket": bucket, "ids": ids}).all()
+    return {
+        id_: Relative(id_, follows, follows_seq, nlink, version, Access(mode, uid, gid))
+        for id_, follows, follows_seq, nlink, version, mode, uid, gid in rows
+    }

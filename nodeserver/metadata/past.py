@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -53,24 +54,30 @@ def then(name: str) -> ColumnElement[Any]:
     return func.coalesce(PAST.c[name], _file[name]) if name in PAST.c else _file[name]
 
 
-_SHOWN = range(len(FILE))
-_ROW = (
-    *(then(column.name).label(column.name) for column in FILE),
-    func.coalesce(PAST.c.since_seq, _file.since_seq).label("began"),
-    _version.id.label("found"),
-    _file.nlink.label("links_now"),
-    _file.mode.label("mode_now"),
-    _file.uid.label("uid_now"),
-    _file.gid.label("gid_now"),
-)
+SHOWN = len(FILE) + 1
+"""Columns of a row that ``file_of`` takes."""
+
+
+def _row(manifest: ColumnElement[Any]) -> list[ColumnElement[Any]]:
+    """A file as ``file_of`` takes it, and what else there is to know; see ``AsOf._file``."""
+    return [
+        *(then(column.name).label(column.name) for column in FILE),
+        manifest,
+        _version.id.label("found"),
+        *(_file.mode.label("mode_now"), _file.uid.label("uid_now"), _file.gid.label("gid_now")),
+        _file.nlink.label("links_now"),
+        func.coalesce(PAST.c.since_seq, _file.since_seq).label("began"),
+    ]
+
+
 _CONTENT = and_(_version.bucket == _file.bucket, _version.id == then("version"), _version.seq <= _at)
 _FILE_BY_ID = (
-    select(*_ROW, _version.manifest)
+    select(*_row(_version.manifest))
     .select_from(tables.file.outerjoin(PAST, row_then(_at)).outerjoin(tables.version, _CONTENT))
     .where(_file.bucket == bindparam("bucket"), _file.id == bindparam("id"))
 )
 _ENTRIES = (
-    select(*_ROW, SHORT_MANIFEST, _entry.name)
+    select(*_row(SHORT_MANIFEST), _entry.name)
     .select_from(
         tables.entry.join(tables.file, and_(_file.bucket == _entry.bucket, _file.id == _entry.file))
         .outerjoin(PAST, row_then(_at))
@@ -146,13 +153,14 @@ class AsOf:
         while len(found) < limit:
             wanted = limit - len(found)
             rows = [row for half in _PAGES for row in self._rows(half, parent=directory, after=after, limit=wanted + 1)]
-            rows.sort(key=lambda row: row.name)
+            rows.sort(key=itemgetter(-1))
             page = rows[:wanted]
-            files = self._files(page, [(directory, row.name) for row in page])
-            found += [Entry(row.name, file) for row, file in zip(page, files, strict=True) if file]
+            names = [row[-1] for row in page]
+            files = self._files(page, [(directory, name) for name in names])
+            found += [Entry(name, file) for name, file in zip(names, files, strict=True) if file]
             if len(rows) <= wanted:
                 return found, False
-            after = page[-1].name
+            after = names[-1]
         return found, True
 
     def walk(self, directory: FileId, after: bytes) -> Iterator[Entry]:
@@ -189,31 +197,33 @@ class AsOf:
             return row if first is not None and first <= self._at else None
         return row
 
-    def _rows(self, statement: Select[Any], **values: Any) -> list[Row[Any]]:
-        return list(self._connection.execute(statement, {"bucket": self._bucket, "at": self._at, **values}))
+    def _rows(self, statement: Select[Any], **values: Any) -> Sequence[Row[Any]]:
+        return self._connection.execute(statement, {"bucket": self._bucket, "at": self._at, **values}).all()
 
     def _files(self, rows: Sequence[Row[Any]], places: Sequence[Place | None]) -> list[File | None]:
         """The files of rows, None where the content was not kept."""
         gone = [(row.id, row.mode, place) for row, place in zip(rows, places, strict=True) if not row.links_now]
         heirs = heirs_of(self._connection, self._bucket, gone)
-        files = [self._file(row, heirs.get(row.id, [])) for row in rows]
+        files = [self._file(row, heirs) for row in rows]
         for file, place in zip(files, places, strict=True):
             if file and not file.nlink and (place or self._rows(_NAMED, id=file.id)):
                 file.nlink = 2 if stat.S_ISDIR(file.mode) else 1  # the row of then, which knew, was not kept
         return files
 
-    def _file(self, row: Row[Any], heirs: Iterable[Access]) -> File | None:
-        file = file_of([*(row[column] for column in _SHOWN), row.manifest])
-        if file.version and row.found is None:
+    def _file(self, row: Row[Any], heirs: Mapping[FileId, Sequence[Access]]) -> File | None:
+        file = file_of(row[:SHOWN])
+        found, *now, links_now = row[SHOWN : SHOWN + 5]
+        if file.version and found is None:
             kept = next(iter(self._rows(_KEPT, id=file.id)), None)
             if kept is None and file.size:
                 return None
             file.version, file.size = (kept.id, kept.size) if kept else (b"", 0)
-            file.manifest = manifest_of(kept.manifest) if kept else None
-        access = Access(file.mode, file.uid, file.gid)
-        for now in (Access(row.mode_now, row.uid_now, row.gid_now), *heirs):
-            access = restrict(access, now)
-        file.mode, file.uid, file.gid = access
+            file.manifest = manifest_of(kept.manifest) if kept and kept.manifest else None
+        if not links_now or now != [file.mode, file.uid, file.gid]:
+            access = Access(file.mode, file.uid, file.gid)
+            for other in (Access(*now), *heirs.get(file.id, ())):
+                access = restrict(access, other)
+            file.mode, file.uid, file.gid = access
         return file
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import stat
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, literal_column, select
 
 from nodeserver.metadata import tables
 from nodeserver.metadata.above import Above
@@ -36,25 +37,30 @@ _file, _entry, _version = tables.file.c, tables.entry.c, tables.version.c
 SCAN = 1000
 """Names looked at in one go for those that have content."""
 
+
+class Mark(NamedTuple):
+    """A version, as far as it takes to order and to count. Sorts as histories do."""
+
+    seq: int
+    number: int
+    id: VersionId
+    file: FileId
+    content: tuple[bytes, int]
+    committed_ns: int
+
+
 _MARKS: Select[Any] = select(
-    _version.file, _version.seq, _version.number, _version.id, _version.hash, _version.size, _version.committed_ns
+    _version.seq, _version.number, _version.id, _version.file, _version.hash, _version.size, _version.committed_ns
 ).where(_version.bucket == bindparam("bucket"), _version.file.in_(bindparam("files", expanding=True)))
 
 
-_FIELDS = [
-    column.name for column in tables.version.c if column.name in Version.__struct_fields__ and column.name != "manifest"
-]
-
-
 def _full(manifest: ColumnElement[Any]) -> Select[Any]:
-    """Versions, and who could read their files at the time."""
+    """Versions in the order of the fields of ``Version``, then their manifests; readable as their files were then."""
     mine = and_(_file.bucket == _version.bucket, _file.id == _version.file)
+    own = ("id", "file", "number", "size", "hash", "mtime_ns", "seq", "committed_ns")
+    columns = [*(_version[name] for name in own), *(then(name) for name in Access._fields)]
     return (
-        select(
-            *(_version[name] for name in _FIELDS),
-            manifest,
-            *(then(name).label(f"file_{name}") for name in Access._fields),
-        )
+        select(*columns, _version.base, _version.client, _version.author, manifest)
         .select_from(tables.version.join(tables.file, mine).outerjoin(PAST, row_then(_version.seq)))
         .where(_version.bucket == bindparam("bucket"), _version.id.in_(bindparam("ids", expanding=True)))
     )
@@ -100,7 +106,8 @@ def versions(
     start = ids.index(after) + 1 if after else 0
     page = _loaded(connection, bucket, _SHORT, ids[start : start + limit])
     head = known[spans[-1].file].version if spans and spans[-1].until_seq == LIVE else b""
-    return Versions(seq, _shown(connection, bucket, page, known, (directory, name), {head}), len(ids) > start + limit)
+    _complete(connection, bucket, page, known, (directory, name), head)
+    return Versions(seq, page, more=len(ids) > start + limit)
 
 
 def version(connection: Connection, bucket: int, id_: VersionId) -> VersionAnswer:
@@ -111,7 +118,8 @@ def version(connection: Connection, bucket: int, id_: VersionId) -> VersionAnswe
         raise NoFile(f"there is no version {id_.hex()}")
     known = relatives(connection, bucket, [page[0].file])
     mine = known[page[0].file]
-    return VersionAnswer(_shown(connection, bucket, page, known, None, {mine.version} if mine.nlink else set())[0])
+    _complete(connection, bucket, page, known, None, mine.version if mine.nlink else b"")
+    return VersionAnswer(page[0])
 
 
 def names(connection: Connection, bucket: int, directory: FileId, after: bytes, limit: int) -> PastNames:
@@ -164,22 +172,20 @@ def _check_directory(connection: Connection, bucket: int, id_: FileId) -> int:
     return seq
 
 
-def _marks(connection: Connection, bucket: int, files: Iterable[FileId]) -> dict[FileId, list[Row[Any]]]:
+def _marks(connection: Connection, bucket: int, files: Iterable[FileId]) -> dict[FileId, list[Mark]]:
     """The versions of files, without what they hold."""
-    marks: dict[FileId, list[Row[Any]]] = defaultdict(list)
+    marks: dict[FileId, list[Mark]] = defaultdict(list)
     for some in slices(files):
-        for row in connection.execute(_MARKS, {"bucket": bucket, "files": some}):
-            marks[row.file].append(row)
+        rows = connection.execute(_MARKS, {"bucket": bucket, "files": some}).all()
+        for seq, number, id_, file, hash_, size, committed_ns in rows:
+            marks[file].append(Mark(seq, number, id_, file, (hash_, size), committed_ns))
     return marks
 
 
-def _history(bounds: Mapping[FileId, int], marks: Mapping[FileId, list[Row[Any]]]) -> list[Row[Any]]:
+def _history(bounds: Mapping[FileId, int], marks: Mapping[FileId, list[Mark]]) -> list[Mark]:
     """The versions that a history is made of, oldest first; of those with the same content in a row the last."""
-    found = [mark for file, bound in bounds.items() for mark in marks.get(file, ()) if mark.seq <= bound]
-    found.sort(key=lambda mark: (mark.seq, mark.number, mark.id))
-    after = zip(found[1:], found, strict=False)
-    repeated = {mark.id for following, mark in after if (following.hash, following.size) == (mark.hash, mark.size)}
-    return [mark for mark in found if mark.id not in repeated]
+    found = sorted(mark for file, bound in bounds.items() for mark in marks.get(file, ()) if mark.seq <= bound)
+    return [mark for mark, after in zip_longest(found, found[1:]) if after is None or after.content != mark.content]
 
 
 def _past_names(connection: Connection, bucket: int, directory: FileId, after: bytes, last: bytes) -> list[PastName]:
@@ -187,9 +193,9 @@ def _past_names(connection: Connection, bucket: int, directory: FileId, after: b
     spans = defaultdict(list)
     values = {"bucket": bucket, "parent": directory, "after": after, "last": last}
     for half in _SPANS:
-        for name, file, since, until in connection.execute(half, values):
+        for name, file, since, until in connection.execute(half, values).all():
             spans[name].append(Stay(file, since, until))
-    known = relatives(connection, bucket, [stay.file for stays in spans.values() for stay in stays])
+    known = relatives(connection, bucket, [stay.file for stays in spans.values() for stay in reversed(stays)])
     marks = _marks(connection, bucket, known)
     found = []
     for name in sorted(spans):
@@ -199,39 +205,35 @@ def _past_names(connection: Connection, bucket: int, directory: FileId, after: b
     return found
 
 
-def _loaded(connection: Connection, bucket: int, statement: Select[Any], ids: Sequence[VersionId]) -> list[Row[Any]]:
-    """Versions in the order of ``ids``."""
-    found = {
-        row.id: row for some in slices(ids) for row in connection.execute(statement, {"bucket": bucket, "ids": some})
-    }
+def _loaded(connection: Connection, bucket: int, statement: Select[Any], ids: Sequence[VersionId]) -> list[Version]:
+    """Versions in the order of ``ids``, as they were readable when they were made."""
+    found = {}
+    for some in slices(ids):
+        for *fields, manifest in connection.execute(statement, {"bucket": bucket, "ids": some}).all():
+            found[fields[0]] = made = Version(*fields)
+            made.manifest = manifest_of(manifest) if manifest else None
     return [found[id_] for id_ in ids if id_ in found]
 
 
-def _shown(
+def _complete(
     connection: Connection,
     bucket: int,
-    rows: Sequence[Row[Any]],
+    page: Sequence[Version],
     known: Mapping[FileId, Relative],
     place: Place | None,
-    heads: set[VersionId],
-) -> list[Version]:
-    gone = {row.file: (row.file, row.file_mode, place) for row in rows if not known[row.file].nlink}
+    head: VersionId,
+) -> None:
+    """Restrict who may read versions, and note which are held and which is current."""
+    gone = {it.file: (it.file, it.mode, place) for it in page if not known[it.file].nlink}
     heirs = heirs_of(connection, bucket, list(gone.values()))
     above = Above(connection, bucket)
     all_held = place is not None and above.is_held(place[0])
-    held = {file: all_held or above.held(file) for file in {row.file for row in rows}}
-    found = []
-    for row in rows:
-        access = Access(row.file_mode, row.file_uid, row.file_gid)
-        for now in (known[row.file].access, *heirs.get(row.file, ())):
-            access = restrict(access, now)
-        found.append(
-            Version(
-                **{name: getattr(row, name) for name in _FIELDS},
-                **access._asdict(),
-                current=row.id in heads,
-                held=held[row.file],
-                manifest=manifest_of(row.manifest) if row.manifest else None,
-            )
-        )
-    return found
+    held = {file: all_held or above.held(file) for file in {it.file for it in page}}
+    for it in page:
+        access = Access(it.mode, it.uid, it.gid)
+        for now in (known[it.file].access, *heirs.get(it.file, ())):
+            if now != access:
+                access = restrict(access, now)
+        it.mode, it.uid, it.gid = access
+        it.current = it.id == head
+        it.held = held[it.file]
