@@ -17,11 +17,7 @@ _PLACES = select(_entry.parent, _entry.name).where(
     _entry.bucket == bindparam("bucket"), _entry.file == bindparam("file")
 )
 _NOW = _PLACES.where(_entry.until_seq == _live).order_by(_entry.parent, _entry.name)
-_LAST = (
-    _PLACES.where(_entry.until_seq < _live)
-    .order_by(_entry.until_seq.desc(), _entry.parent, _entry.name)
-    .limit(1)
-)
+_LAST = _PLACES.where(_entry.until_seq < _live).order_by(_entry.until_seq.desc(), _entry.parent, _entry.name).limit(1)
 
 
 class Above:
