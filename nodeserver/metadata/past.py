@@ -13,7 +13,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    Row,
     Select,
     and_,
     bindparam,
@@ -55,19 +54,15 @@ def then(name: str) -> ColumnElement[Any]:
 
 
 SHOWN = len(FILE) + 1
-"""Columns of a row that ``file_of`` takes."""
+"""Columns of a row that ``file_of`` takes; behind them come others."""
+FOUND, MODE, UID, GID, NLINK, SINCE = range(SHOWN, SHOWN + 6)
+"""The version of then if it was kept, the file as it is now, and when the row of then began."""
 
 
 def _row(manifest: ColumnElement[Any]) -> list[ColumnElement[Any]]:
-    """A file as ``file_of`` takes it, and what else there is to know; see ``AsOf._file``."""
-    return [
-        *(then(column.name).label(column.name) for column in FILE),
-        manifest,
-        _version.id.label("found"),
-        *(_file.mode.label("mode_now"), _file.uid.label("uid_now"), _file.gid.label("gid_now")),
-        _file.nlink.label("links_now"),
-        func.coalesce(PAST.c.since_seq, _file.since_seq).label("began"),
-    ]
+    shown = [then(column.name) for column in FILE]
+    now = [_file.mode, _file.uid, _file.gid, _file.nlink]
+    return [*shown, manifest, _version.id, *now, func.coalesce(PAST.c.since_seq, _file.since_seq)]
 
 
 _CONTENT = and_(_version.bucket == _file.bucket, _version.id == then("version"), _version.seq <= _at)
@@ -99,11 +94,12 @@ _PAGES = [
 _OF_FILE = and_(_entry.bucket == bindparam("bucket"), _entry.file == bindparam("id"))
 _FIRST_NAMED = select(func.min(_entry.since_seq)).where(_OF_FILE)
 _NAMED = select(_entry.name).where(_OF_FILE, _entry.until_seq > _at, _entry.since_seq <= _at)
-_KEPT = (
-    select(_version.id, _version.size, SHORT_MANIFEST)
+_KEPT, _KEPT_SHORT = (
+    select(_version.id, _version.size, manifest)
     .where(_version.bucket == bindparam("bucket"), _version.file == bindparam("id"), _version.seq <= _at)
     .order_by(_version.number.desc())
     .limit(1)
+    for manifest in (_version.manifest, SHORT_MANIFEST)
 )
 _MOMENT = (
     select(_log.seq, _log.time_ns)
@@ -189,40 +185,39 @@ class AsOf:
             if stat.S_ISDIR(entry.file.mode):
                 levels.append(_Level(entry.file.id, path + b"/"))
 
-    def _one(self, id_: FileId) -> Row[Any] | None:
+    def _one(self, id_: FileId) -> Sequence[Any] | None:
         """The row of a file that was there by then."""
         row = next(iter(self._rows(_FILE_BY_ID, id=id_)), None)
-        if row is not None and row.began > self._at:  # what came first was thinned out; did it have a name?
+        if row is not None and row[SINCE] > self._at:  # what came first was thinned out; did it have a name?
             [(first,)] = self._rows(_FIRST_NAMED, id=id_)
             return row if first is not None and first <= self._at else None
         return row
 
-    def _rows(self, statement: Select[Any], **values: Any) -> Sequence[Row[Any]]:
+    def _rows(self, statement: Select[Any], **values: Any) -> Sequence[Sequence[Any]]:
         return self._connection.execute(statement, {"bucket": self._bucket, "at": self._at, **values}).all()
 
-    def _files(self, rows: Sequence[Row[Any]], places: Sequence[Place | None]) -> list[File | None]:
+    def _files(self, rows: Sequence[Sequence[Any]], places: Sequence[Place | None]) -> list[File | None]:
         """The files of rows, None where the content was not kept."""
-        gone = [(row.id, row.mode, place) for row, place in zip(rows, places, strict=True) if not row.links_now]
+        gone = [(row[0], row[1], place) for row, place in zip(rows, places, strict=True) if not row[NLINK]]
         heirs = heirs_of(self._connection, self._bucket, gone)
-        files = [self._file(row, heirs) for row in rows]
+        files = [self._file(row, heirs, place) for row, place in zip(rows, places, strict=True)]
         for file, place in zip(files, places, strict=True):
             if file and not file.nlink and (place or self._rows(_NAMED, id=file.id)):
                 file.nlink = 2 if stat.S_ISDIR(file.mode) else 1  # the row of then, which knew, was not kept
         return files
 
-    def _file(self, row: Row[Any], heirs: Mapping[FileId, Sequence[Access]]) -> File | None:
+    def _file(self, row: Sequence[Any], heirs: Mapping[FileId, Sequence[Access]], place: Place | None) -> File | None:
         file = file_of(row[:SHOWN])
-        found, *now, links_now = row[SHOWN : SHOWN + 5]
-        if file.version and found is None:
-            kept = next(iter(self._rows(_KEPT, id=file.id)), None)
+        if row[FOUND] is None and file.version:
+            kept = next(iter(self._rows(_KEPT_SHORT if place else _KEPT, id=file.id)), None)
             if kept is None and file.size:
                 return None
-            file.version, file.size = (kept.id, kept.size) if kept else (b"", 0)
-            file.manifest = manifest_of(kept.manifest) if kept and kept.manifest else None
-        if not links_now or now != [file.mode, file.uid, file.gid]:
+            file.version, file.size, manifest = kept or (b"", 0, None)
+            file.manifest = manifest_of(manifest) if manifest else None
+        if not row[NLINK] or file.mode != row[MODE] or file.uid != row[UID] or file.gid != row[GID]:
             access = Access(file.mode, file.uid, file.gid)
-            for other in (Access(*now), *heirs.get(file.id, ())):
-                access = restrict(access, other)
+            for now in (Access(*row[MODE : GID + 1]), *heirs.get(file.id, ())):
+                access = restrict(access, now)
             file.mode, file.uid, file.gid = access
         return file
 

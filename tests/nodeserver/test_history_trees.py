@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.ids import new_id
 from nodeserver.protocol.wire import (
+    INLINE_SLICES,
     Create,
     Entry,
     Exchange,
@@ -252,6 +253,25 @@ def test_what_a_session_replaced_is_as_the_version_before(api: Api) -> None:
     assert api.get(f"/files/{api.root.hex()}/lookup?name={base64url(b'g')}&at=2", FileAnswer).file is None
     problem(api.request("GET", f"/files/{new.file.id.hex()}?at=2"), Code.NO_FILE)
     assert {name: file.size for name, file in walked(tree(api, 3)).items() if name} == {b"f": 6, b"g": 2}
+
+
+def test_a_long_manifest_of_then_is_told_of_a_file_and_left_out_of_listings(api: Api) -> None:
+    """Also where another version stands in for the one that was there."""
+    file, session = api.create(b"f"), new_id()
+    pieces = Manifest([Slice(b"", 0, 1) for _ in range(INLINE_SLICES + 1)])
+    long = Write(file.file.id, new_id(), INLINE_SLICES + 1, bytes(32), pieces, 1, 1)
+    short = hole(file.file.id, 1, long.version)
+    short.session = session
+    last = hole(file.file.id, 2, short.version)
+    last.session = session
+    for ops in ((file, long), (short,), (last,)):
+        api.commit(*ops)
+    for at in (1, 2):
+        then = api.get(f"/files/{file.file.id.hex()}?at={at}", FileAnswer).file
+        listed = tree(api, at).entries[0].file
+        assert then
+        assert (then.version, then.manifest) == (long.version, pieces)
+        assert (listed.version, listed.size, listed.manifest) == (long.version, INLINE_SLICES + 1, None)
 
 
 def test_a_page_of_what_was_not_kept_is_not_empty(api: Api) -> None:
