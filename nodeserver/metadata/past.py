@@ -24,9 +24,10 @@ from sqlalchemy import (
 
 from nodeserver.metadata import tables
 from nodeserver.metadata.errors import HistoryGone, NoFile
-from nodeserver.metadata.lineage import heirs_of
+from nodeserver.metadata.lineage import Stay, heirs_of, reach, relatives
 from nodeserver.metadata.privacy import Access, restrict
 from nodeserver.metadata.reads import FILE, SHORT_MANIFEST, file_of, manifest_of, newest_seq
+from nodeserver.metadata.rows import slices
 from nodeserver.metadata.tables import LIVE
 from nodeserver.metadata.tree import Place
 from nodeserver.protocol.wire import Entry, File, FileAnswer, FileId, Listing, Moment, TreeListing
@@ -93,12 +94,24 @@ _PAGES = [
 ]
 _OF_FILE = and_(_entry.bucket == bindparam("bucket"), _entry.file == bindparam("id"))
 _FIRST_NAMED = select(func.min(_entry.since_seq)).where(_OF_FILE)
+_IS_ROOT = select(tables.bucket.c.root).where(
+    tables.bucket.c.bucket == bindparam("bucket"), tables.bucket.c.root == bindparam("id")
+)
 _NAMED = select(_entry.name).where(_OF_FILE, _entry.until_seq > _at, _entry.since_seq <= _at)
 _KEPT, _KEPT_SHORT = (
     select(_version.id, _version.size, manifest)
     .where(_version.bucket == bindparam("bucket"), _version.file == bindparam("id"), _version.seq <= _at)
     .order_by(_version.number.desc())
     .limit(1)
+    for manifest in (_version.manifest, SHORT_MANIFEST)
+)
+_SEQS = select(_version.file, _version.seq, _version.number, _version.id).where(
+    _version.bucket == bindparam("bucket"), _version.file.in_(bindparam("files", expanding=True)), _version.seq <= _at
+)
+_VERSION, _VERSION_SHORT = (
+    select(_version.id, _version.size, manifest).where(
+        _version.bucket == bindparam("bucket"), _version.id == bindparam("id")
+    )
     for manifest in (_version.manifest, SHORT_MANIFEST)
 )
 _MOMENT = (
@@ -190,7 +203,7 @@ class AsOf:
         row = next(iter(self._rows(_FILE_BY_ID, id=id_)), None)
         if row is not None and row[SINCE] > self._at:  # what came first was thinned out; did it have a name?
             [(first,)] = self._rows(_FIRST_NAMED, id=id_)
-            return row if first is not None and first <= self._at else None
+            return row if self._rows(_IS_ROOT, id=id_) or (first is not None and first <= self._at) else None
         return row
 
     def _rows(self, statement: Select[Any], **values: Any) -> Sequence[Sequence[Any]]:
@@ -206,11 +219,18 @@ class AsOf:
                 file.nlink = 2 if stat.S_ISDIR(file.mode) else 1  # the row of then, which knew, was not kept
         return files
 
+    def _inherited(self, id_: FileId, place: Place | None) -> Sequence[Any] | None:
+        """What stands in for a file of which nothing was kept: the newest version of those it continues."""
+        bounds = reach([Stay(id_, 0, self._at + 1)], relatives(self._connection, self._bucket, [id_]))
+        rows = [row for some in slices(bounds) for row in self._rows(_SEQS, files=some)]
+        kept = [(seq, number, version) for file, seq, number, version in rows if seq <= bounds[file]]
+        return self._rows(_VERSION_SHORT if place else _VERSION, id=max(kept)[-1])[0] if kept else None
+
     def _file(self, row: Sequence[Any], heirs: Mapping[FileId, Sequence[Access]], place: Place | None) -> File | None:
         file = file_of(row[:SHOWN])
         if row[FOUND] is None and file.version:
             kept = next(iter(self._rows(_KEPT_SHORT if place else _KEPT, id=file.id)), None)
-            if kept is None and file.size:
+            if kept is None and file.size and (kept := self._inherited(file.id, place)) is None:
                 return None
             file.version, file.size, manifest = kept or (b"", 0, None)
             file.manifest = manifest_of(manifest) if manifest else None

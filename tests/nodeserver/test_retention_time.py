@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, func, select
 
 from nodeserver.metadata import buckets, commits, holds, purges, remains, retention, tables
+from nodeserver.metadata import past as trees
 from nodeserver.metadata.buckets import BucketRow
 from nodeserver.metadata.migrations import migrate
 from nodeserver.metadata.tables import LIVE
@@ -232,6 +233,11 @@ def test_a_thousand_saves_by_rename_are_one_history(past: Past) -> None:
         old = new
     past.thin()
     assert past.count("version") < 40
+    newest = buckets.find(past.connection, "bucket").seq
+    shown = [trees.lookup(past.connection, past.bucket.bucket, past.root, b"f", at).file for at in range(1, newest + 1)]
+    kept = [file for file in shown if file and file.manifest and file.nlink == 1]
+    assert len(kept) > 290, "what went is stood in for by what stayed before it"
+    assert shown[-len(kept) :] == kept
     past.wait(500 * DAY)
     past.thin()
     past.thin()
