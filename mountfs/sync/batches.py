@@ -13,7 +13,6 @@ from mountfs.local.journal import Field, Journal, Op, Row
 from mountfs.sync.uploads import Upload
 from nodeserver.protocol import wire
 
-
 ACCESS = Field.MODE | Field.UID | Field.GID
 """Sent of a deleted file too: they also say who may read what it was."""
 

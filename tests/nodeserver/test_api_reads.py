@@ -29,7 +29,6 @@ from nodeserver.protocol.wire import (
 from tests.harness import eventually
 from tests.nodeserver.api import DIRECTORY, Api, base64url, problem
 
-
 BOTH_ENGINES = True
 
 

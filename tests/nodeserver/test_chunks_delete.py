@@ -121,6 +121,15 @@ def test_room_is_given_back(root: Path) -> None:
     run(root, rest)
 
 
+def flip(path: Path, offset: int) -> None:
+    """Change one bit of a file."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 1]))
+
+
 def test_dead_room_is_known_however_it_came_about(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By deletion, by a new copy of what was damaged, by a lost index."""
 
@@ -128,11 +137,7 @@ def test_dead_room_is_known_however_it_came_about(root: Path, monkeypatch: pytes
         for one in SMALL[:40]:
             place = await store.locate(BUCKET, one[0])
             assert place
-            with Path(place.path).open("r+b") as pack:
-                pack.seek(place.offset + 60)
-                byte = pack.read(1)
-                pack.seek(-1, os.SEEK_CUR)
-                pack.write(bytes([byte[0] ^ 1]))
+            flip(Path(place.path), place.offset + 60)
             with pytest.raises(Exception, match="checksum"):
                 await store.read(BUCKET, [one[0]])
         await store.put(BUCKET, SMALL[:40])
@@ -318,7 +323,7 @@ def _check(root: Path, stored: dict[tuple[int, int], bool]) -> None:
         assert await store.read(BUCKET, ids(sure), limit=1 << 40) == sure
         await store.compact(BUCKET, no_rest)
         assert await store.read(BUCKET, ids(sure), limit=1 << 40) == sure
-        small = {one for one in await store.older(BUCKET, 0, 256, 1 << 62)}
+        small = set(await store.older(BUCKET, 0, 256, 1 << 62))
         sizes = await store.sizes(BUCKET, small)
         room = sum(56 + size for size in sizes.values() if size < 64 * 1024)
         assert packed(root) <= 2 * room + 1000

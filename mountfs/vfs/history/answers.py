@@ -161,7 +161,7 @@ class Answers:
         return await self._ask(key, lambda: _unless_gone(ask, missing), PAST)
 
     async def entries(self, bucket: BucketState, directory: bytes, at: int, after: bytes) -> Page:
-        """A page of a directory as of a commit; asked for anew after others, for they may have deleted what is on it."""
+        """A page of a directory as of a commit; asked for anew after others: what is on it may be deleted by now."""
 
         async def ask() -> Page:
             fetched = time.time_ns()
