@@ -186,7 +186,7 @@ async def _serve(
         metadata = await Metadata.open(url)
         try:
             if metadata.shared:
-                directory.adopt(await metadata.write(common, directory.secrets()))
+                directory.adopt(await metadata.write_across(common, directory.secrets()))
                 keys = directory.keys()
             chunks = await store()
             try:

@@ -29,8 +29,7 @@ _LOAD = (
         and_(_log.bucket == _bucket.bucket, _log.client == bindparam("client"), _log.batch == bindparam("batch")),
     )
     .where(_bucket.bucket == bindparam("bucket"), _bucket.name.is_not(None))
-    # Who comes second learns so at the first statement, and not when all is done.
-    .with_for_update(of=tables.bucket, key_share=True)
+    .with_for_update(of=tables.bucket, key_share=True)  # as ``claim``; that it changes comes at the end
 )  # fmt: skip
 _SAVE = (
     update(tables.bucket)
@@ -42,6 +41,7 @@ _SAVE = (
         }
     )
 )
+_CLAIM = update(tables.bucket).where(_bucket.bucket == bindparam("key")).values(seq=_bucket.seq)
 _FIND = select(_log.answer).where(
     _log.bucket == bindparam("bucket"), _log.client == bindparam("client"), _log.batch == bindparam("batch")
 )
@@ -72,6 +72,14 @@ def commit(
     rows_of(connection, _INSERT, row)
     rows_of(connection, _SAVE, (seq, time_ns, tree.used_bytes, tree.used_files, bucket))
     return answer
+
+
+def claim(connection: Connection, bucket: int) -> None:
+    """Be the one that writes to a bucket, where there may be others; to be called first in a transaction.
+
+    Who waited for another to end has seen what was before it. It fails, because the row has changed, and runs again.
+    """
+    rows_of(connection, _CLAIM, (bucket,))
 
 
 def answered(connection: Connection, bucket: int, batch: Commit) -> Committed | None:

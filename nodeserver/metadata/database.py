@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import ClauseElement, Connection, Dialect, Engine
@@ -30,8 +30,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.5
 class Database:
     """An engine and its transactions, for functions that take a ``Connection`` first.
 
-    ``read`` sees one snapshot. ``write`` is durable when it returns, and as if all of them had run one after the
-    other. A transaction runs as a whole on a thread: a hop there and back for each statement, as asynchronous drivers
+    ``read`` sees one snapshot. ``write`` is durable when it returns, and all are as if one had run after the other.
+    A transaction runs as a whole on a thread: a hop there and back for each statement, as asynchronous drivers
     make them, costs more than the statements do. One that another has outrun, or that lost its connection, runs again
     from its beginning, so what the functions do besides must bear to be done twice.
     """
@@ -50,7 +50,7 @@ class Database:
     async def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``function(connection, …)`` in a read transaction. Raises ``Unavailable``."""
         return await self._run(
-            self._readers, self._engines.reading, True, lambda connection: function(connection, *args, **kwargs)
+            self._readers, self._engines.reading, lambda connection: function(connection, *args, **kwargs), again=True
         )
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -59,7 +59,7 @@ class Database:
         Raises ``Unavailable``: nothing was done, but for when the connection broke in the moment of the commit.
         """
         return await self._run(
-            self._writer, self._engines.writing, False, lambda connection: function(connection, *args, **kwargs)
+            self._writer, self._engines.writing, lambda connection: function(connection, *args, **kwargs), again=False
         )
 
     async def repeat(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -68,15 +68,23 @@ class Database:
         It runs again when the connection broke in the moment of the commit.
         """
         return await self._run(
-            self._writer, self._engines.writing, True, lambda connection: function(connection, *args, **kwargs)
+            self._writer, self._engines.writing, lambda connection: function(connection, *args, **kwargs), again=True
         )
+
+    async def write_claimed(self, function: Callable[[Connection], T]) -> T:
+        """As ``write``, for a function that claims what it is about at first, see ``Engines.claiming``."""
+        return await self._run(self._writer, self._engines.claiming, function, again=False)
+
+    async def repeat_claimed(self, function: Callable[[Connection], T]) -> T:
+        """As ``write_claimed`` and ``repeat``."""
+        return await self._run(self._writer, self._engines.claiming, function, again=True)
 
     async def close(self) -> None:
         """Finish the transactions that were begun and close all connections."""
         await asyncio.to_thread(self._close)
 
     async def _run(
-        self, pool: ThreadPoolExecutor, engine: Engine, repeatable: bool, function: Callable[[Connection], T]
+        self, pool: ThreadPoolExecutor, engine: Engine, function: Callable[[Connection], T], *, again: bool
     ) -> T:
         until = time.monotonic() + DEADLINE
         tries = 0
@@ -87,7 +95,7 @@ class Database:
                 return await asyncio.get_running_loop().run_in_executor(pool, attempt)
             except DBAPIError as error:
                 kind = kind_of(error)
-                if kind is Kind.LOST and attempt.committing and not repeatable:
+                if kind is Kind.LOST and attempt.committing and not again:
                     raise Unavailable("the connection to the metadata database broke during a commit") from error
                 if kind in (Kind.FULL, Kind.OTHER):
                     raise
@@ -158,7 +166,7 @@ def _cursor(connection: Connection) -> Iterator[DBAPICursor]:
             raise DBAPIError.instance(None, None, error, driver.Error, dialect=connection.dialect) from error
 
 
-@functools.cache
+@cache
 def _text(statement: ClauseElement, dialect: Dialect) -> str:
     return str(statement.compile(dialect=dialect))
 

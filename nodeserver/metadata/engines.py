@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import logging
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -74,10 +75,17 @@ def kind_of(error: DBAPIError) -> Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Engines:
-    """Connections for both kinds of transactions, of one pool."""
+    """Connections for each kind of transaction, of one pool."""
 
     reading: Engine
+    """One snapshot."""
     writing: Engine
+    """Serializable."""
+    claiming: Engine
+    """One snapshot, for a transaction that first claims a row which all others that write what it reads claim too.
+
+    Serializable transactions would often fail for nothing: PostgreSQL notes what they read by the page.
+    """
     writers: int
     """Write transactions at a time."""
     shared: bool
@@ -130,6 +138,7 @@ def _postgresql(url: str) -> Engines:
         connection.autocommit = False
         return connection
 
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of what is run again
     engine = create_engine(
         "postgresql+psycopg://",
         creator=dial,
@@ -141,6 +150,7 @@ def _postgresql(url: str) -> Engines:
     return Engines(
         engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True),
         engine.execution_options(isolation_level="SERIALIZABLE"),
+        engine.execution_options(isolation_level="REPEATABLE READ"),
         writers=THREADS,
         shared=True,
     )
@@ -164,4 +174,5 @@ def _sqlite(path: str) -> Engines:
         write = connection.get_execution_options().get("write")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
-    return Engines(engine, engine.execution_options(write=True), writers=1, shared=False)
+    writing = engine.execution_options(write=True)
+    return Engines(engine, writing, writing, writers=1, shared=False)

@@ -36,9 +36,7 @@ def purge(connection: Connection, bucket: int, op: Purge, *, author: str, now_ns
     Raises ``Held``, ``Current``, ``NoFile`` for a version that the history does not have, ``NoBucket``.
     """
     row = connection.execute(
-        select(_bucket.seq, _bucket.time_ns)
-        .where(_bucket.bucket == bucket, _bucket.name.is_not(None))
-        .with_for_update(key_share=True)
+        select(_bucket.seq, _bucket.time_ns).where(_bucket.bucket == bucket, _bucket.name.is_not(None))
     ).first()
     if row is None:
         raise NoBucket("the bucket was deleted")

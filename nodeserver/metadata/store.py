@@ -129,7 +129,7 @@ class Metadata:
 
     async def purge(self, bucket: int) -> bool:
         """Delete some of what a deleted bucket left; False when nothing is."""
-        return await self._database.write(buckets.purge, bucket)
+        return await self.write(buckets.purge, bucket)
 
     # For the other modules of this package, whose functions take a connection and the number of a bucket.
 
@@ -137,8 +137,23 @@ class Metadata:
         """Run ``function(connection, …)`` in a read transaction."""
         return await self._database.read(function, *args, **kwargs)
 
-    async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run ``function(connection, …)`` in a write transaction, durable when this returns."""
+    async def write(
+        self, function: Callable[Concatenate[Connection, int, P], T], bucket: int, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run ``function(connection, bucket, …)``, durable when this returns; of one bucket one at a time."""
+
+        def alone(connection: Connection) -> T:
+            if self._database.shared:
+                commits.claim(connection, bucket)
+            return function(connection, bucket, *args, **kwargs)
+
+        async with self._turn(bucket):
+            return await self._database.write_claimed(alone)
+
+    async def write_across(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run ``function(connection, …)``, which writes to no bucket in particular; durable when this returns."""
         return await self._database.write(function, *args, **kwargs)
 
     # Content
@@ -152,8 +167,10 @@ class Metadata:
         async with self._turn(bucket):
             now = time.time_ns()
             try:
-                answer = await self._database.repeat(
-                    commits.commit, bucket, batch, author=author, now_ns=now, chunks=chunks
+                answer = await self._database.repeat_claimed(
+                    lambda connection: commits.commit(
+                        connection, bucket, batch, author=author, now_ns=now, chunks=chunks
+                    )
                 )
             except NoBucket as error:
                 await self.bucket(name)
@@ -165,8 +182,7 @@ class Metadata:
     async def purge_history(self, name: str, op: Purge, *, author: str) -> Destroyed:
         """Destroy versions for good."""
         bucket = (await self.bucket(name)).bucket
-        async with self._turn(bucket):
-            done = await self._database.write(purges.purge, bucket, op, author=author, now_ns=time.time_ns())
+        done = await self.write(purges.purge, bucket, op, author=author, now_ns=time.time_ns())
         self._news.tell(bucket)
         return done
 
@@ -235,13 +251,13 @@ class Metadata:
 
     @contextlib.asynccontextmanager
     async def _turn(self, bucket: int) -> AsyncIterator[None]:
-        """Commits to a bucket come one at a time, so that they outrun only those of other servers."""
+        """Who writes to a bucket does so one at a time, and is outrun only by other servers."""
         turn = self._turns[bucket]
         try:
             async with asyncio.timeout(DEADLINE):
                 await turn.acquire()
         except TimeoutError as error:
-            raise Unavailable("too many commits wait") from error
+            raise Unavailable("too many wait to write to the bucket") from error
         try:
             yield
         finally:

@@ -49,9 +49,9 @@ class Collector:
     async def recover(self) -> None:
         """To be called before requests are answered. Raises ``SQLAlchemyError``."""
         if self._metadata.shared:
-            await self._metadata.write(garbage.expire, time.time_ns() - int(SETTLE * 1e9))
+            await self._metadata.write_across(garbage.expire, time.time_ns() - int(SETTLE * 1e9))
         else:
-            await self._metadata.write(garbage.reprieve)
+            await self._metadata.write_across(garbage.reprieve)
 
     async def work(self, run: Run) -> Outcome:
         """Collect what there is. Raises ``OSError``, ``SQLAlchemyError``, and what reading manifests raises."""

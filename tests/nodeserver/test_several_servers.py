@@ -284,7 +284,7 @@ def test_a_batch_whose_commit_was_not_answered_is_applied_once(
             assert (await metadata.bucket("docs")).seq == 1
             lost.append(True)
             with pytest.raises(Unavailable, match="during a commit"):
-                await metadata.write(_count)
+                await metadata.write_across(_count)
         finally:
             await metadata.close()
 
