@@ -93,9 +93,7 @@ class Retention:
             if len(some) < retention.AT_ONCE:
                 return gone
 
-    async def _look(
-        self, bucket: BucketRow, under: FileId, now: int, beyond: int, run: Run
-    ) -> AsyncIterator[Thinned]:
+    async def _look(self, bucket: BucketRow, under: FileId, now: int, beyond: int, run: Run) -> AsyncIterator[Thinned]:
         """What goes, a page at a time."""
         after, done = b"", set[FileId]()
         while True:
