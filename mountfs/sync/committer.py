@@ -114,7 +114,12 @@ class Committer:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_then_cancel, self._hurry.wait, nursery.cancel_scope)
                     if first is None:
-                        nursery.start_soon(_then_cancel, self._context.journal.added, nursery.cancel_scope)
+                        nursery.start_soon(_then_cancel, self._row, nursery.cancel_scope)
+
+    async def _row(self) -> None:
+        """Return when there may be a row to send. Looks before it waits: one may have come since its caller looked."""
+        if not self._rows(1):
+            await self._context.journal.added()
 
     def _rows(self, limit: int) -> list[Row]:
         """Rows that nobody has taken and that need not wait."""

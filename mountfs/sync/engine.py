@@ -147,6 +147,7 @@ class Engine:
 
     async def drained(self) -> None:
         """Return when everything done so far is on the nodes, however long that takes. Raises as :meth:`durable`."""
+        self.hurry()  # each of them: the first waits for the rows of all
         for committer in list(self._committers.values()):
             await committer.drained()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mountfs import control
 from nodeserver.protocol.wire import MAX_COMMIT_OPS
 from tests.conftest import MakeMount
 from tests.harness import Mount, Node, command, eventually
@@ -149,6 +150,18 @@ def test_renames_and_links_stay_within_a_bucket(root: Mount) -> None:
         os.rename(root.path / "one/file", root.path / "file")
     assert (root.path / "one/file").read_text() == "x"
     assert command("mountfs", "status", root.path / "one").returncode == 0
+
+
+def test_changes_in_all_buckets_go_up_whenever_they_come(root: Mount) -> None:
+    """A change may come at the very moment in which the sender of its bucket goes to sleep."""
+    files = [root.path / name / "file" for name in ("one", "two", "three")]
+    for file in files:
+        file.parent.mkdir()
+    for turn in range(60):
+        for file in files:
+            file.write_text(str(turn))
+        answer = control.call(root.state / control.NAME, "sync", {"deadline": 20}, timeout=30)
+        assert not answer["pending"], f"not in time, in turn {turn}"
 
 
 def test_a_bucket_made_elsewhere_appears(node: Node, root: Mount) -> None:
