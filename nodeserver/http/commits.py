@@ -39,7 +39,9 @@ async def commit(request: Request) -> Response:
             async with here.chunks.using(known.id, inner):
                 if missing := await here.chunks.missing(known.id, list(stored | inner)):
                     raise NoChunk(missing)
-                done = await here.metadata.commit(bucket, batch, author=who.subject, chunks=chunks | inner)
+                done = await here.metadata.commit(
+                    bucket, batch, author=who.subject, chunks=chunks | inner, id_=known.id
+                )
     except BadManifest as error:
         raise Refused(Code.MALFORMED, str(error)) from error
     except (NoChunk, Doomed) as error:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from nodeserver.metadata import buckets, commits, events, past, purges, reads, versions
 from nodeserver.metadata.buckets import BucketRow
-from nodeserver.metadata.database import DEADLINE, Database
+from nodeserver.metadata.database import Database
 from nodeserver.metadata.errors import NoBucket, Unavailable
 from nodeserver.metadata.migrations import STEPS, Step, migrate
 from nodeserver.metadata.news import News
@@ -41,6 +41,8 @@ from nodeserver.protocol.wire import (
 
 BELIEF = 1.0
 """Seconds that a bucket's identity is believed for where other servers may delete it."""
+PATIENCE = 30.0
+"""Seconds that who wants to write to a bucket waits for the others."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -158,12 +160,17 @@ class Metadata:
 
     # Content
 
-    async def commit(self, name: str, batch: Commit, *, author: str, chunks: Collection[ChunkId] = ()) -> Committed:
+    async def commit(
+        self, name: str, batch: Commit, *, author: str, chunks: Collection[ChunkId] = (), id_: bytes = b""
+    ) -> Committed:
         """Apply a batch that ``checks.check_commit`` accepted; durable when this returns.
 
-        ``chunks`` are those that its content is in.
+        ``chunks`` are those that its content is in; they are stored for the bucket with ``id_``.
         """
-        bucket = (await self.identify(name)).bucket
+        known = await self.identify(name)
+        bucket = known.bucket
+        if id_ and known.id != id_:
+            raise Unavailable(f"the bucket {name!r} was deleted and made anew")
         async with self._turn(bucket):
             now = time.time_ns()
             try:
@@ -254,7 +261,7 @@ class Metadata:
         """Who writes to a bucket does so one at a time, and is outrun only by other servers."""
         turn = self._turns[bucket]
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(PATIENCE):
                 await turn.acquire()
         except TimeoutError as error:
             raise Unavailable("too many wait to write to the bucket") from error
