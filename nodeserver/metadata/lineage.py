@@ -14,10 +14,10 @@ from typing import Any
 from sqlalchemy import Connection, Select, and_, bindparam, literal_column, select, union_all
 
 from nodeserver.metadata import tables
-from nodeserver.metadata.privacy import Access
 from nodeserver.metadata.rows import Rows, slices
 from nodeserver.metadata.tables import LIVE
 from nodeserver.metadata.tree import Place
+from nodeserver.protocol.privacy import Access
 from nodeserver.protocol.wire import FileId, VersionId
 
 _file, _entry = tables.file.c, tables.entry.c

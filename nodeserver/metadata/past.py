@@ -25,11 +25,11 @@ from sqlalchemy import (
 from nodeserver.metadata import tables
 from nodeserver.metadata.errors import HistoryGone, NoFile
 from nodeserver.metadata.lineage import Stay, heirs_of, reach, relatives
-from nodeserver.metadata.privacy import Access, restrict
 from nodeserver.metadata.reads import FILE, SHORT_MANIFEST, file_of, manifest_of, newest_seq
 from nodeserver.metadata.rows import slices
 from nodeserver.metadata.tables import LIVE
 from nodeserver.metadata.tree import Place
+from nodeserver.protocol.privacy import Access, restrict
 from nodeserver.protocol.wire import Entry, File, FileAnswer, FileId, Listing, Moment, TreeListing
 
 _file, _entry, _version, _log = tables.file.c, tables.entry.c, tables.version.c, tables.commit.c

@@ -15,11 +15,11 @@ from nodeserver.metadata.above import Above
 from nodeserver.metadata.errors import NoFile
 from nodeserver.metadata.lineage import Relative, Stay, heirs_of, reach, relatives, stays
 from nodeserver.metadata.past import PAST, row_then, then
-from nodeserver.metadata.privacy import Access, restrict
 from nodeserver.metadata.reads import SHORT_MANIFEST, manifest_of, newest_seq
 from nodeserver.metadata.rows import slices
 from nodeserver.metadata.tables import LIVE
 from nodeserver.metadata.tree import Place
+from nodeserver.protocol.privacy import Access, restrict
 from nodeserver.protocol.wire import (
     FileId,
     Occupant,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeserver.metadata.privacy import Access, restrict
+from nodeserver.protocol.privacy import Access, restrict
 from nodeserver.protocol.wire import (
     Create,
     File,

@@ -11,12 +11,12 @@ from functools import cached_property
 
 from mountfs.local.buckets import BucketState
 from mountfs.local.inodes import Inode, holes_in, pack_xattrs
-from mountfs.vfs.history.access import Access
 from mountfs.vfs.history.answers import PAST, Page
 from mountfs.vfs.history.facts import FACTS, fact
 from mountfs.vfs.history.nodes import BRIEF, LASTING, UNCACHED, Key, Listed, Node, Shown
 from mountfs.vfs.history.present import Place, Present
 from mountfs.vfs.tree import failure
+from nodeserver.protocol.privacy import Access
 from nodeserver.protocol.wire import File, Manifest
 
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from mountfs.local.buckets import BucketState
 from mountfs.local.inodes import Inode
 from mountfs.sync.engine import Engine
-from mountfs.vfs.history.access import Access, restrict
 from mountfs.vfs.history.answers import Answers
 from mountfs.vfs.tree import Tree
+from nodeserver.protocol.privacy import Access, restrict
 
 
 class Place(NamedTuple):

@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from mountfs.local.buckets import BucketState
 from mountfs.local.inodes import Inode, holes_in
 from mountfs.vfs.history import names
-from mountfs.vfs.history.access import Access
 from mountfs.vfs.history.answers import Past
 from mountfs.vfs.history.facts import FACTS, fact
 from mountfs.vfs.history.nodes import BRIEF, LASTING, UNCACHED, Listed, Node, Shown, inode_of
 from mountfs.vfs.history.present import Place, Present
 from mountfs.vfs.tree import failure
 from nodeserver.protocol.names import NAME_MAX
+from nodeserver.protocol.privacy import Access
 from nodeserver.protocol.wire import Manifest
 
 READABLE = 0o555

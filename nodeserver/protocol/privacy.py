@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Access(NamedTuple):
-    """The mode, owner and group of a file."""
+    """The mode (type bits included), owner and group of a file."""
 
     mode: int
     uid: int
