@@ -84,6 +84,7 @@ class S3Store(ChunkStore):
     async def put(self, bucket: bytes, items: Sequence[tuple[ChunkId, bytes]]) -> None:
         await _check(items)
         async with self.using(bucket, [chunk for chunk, _ in items]):
+            known = {chunk for chunk, _ in items if self._recent.size(bucket, chunk)}
             small = {chunk: stored for chunk, stored in items if len(stored) < SMALL}
             jobs = [self._put_large(bucket, chunk, stored) for chunk, stored in items if len(stored) >= SMALL]
             if small:
@@ -92,7 +93,8 @@ class S3Store(ChunkStore):
                 if isinstance(outcome, BaseException):
                     raise outcome
             for chunk, stored in items:
-                self._recent.add(bucket, chunk, len(stored))
+                if chunk not in known:  # a put that found it believed does not make the belief younger
+                    self._recent.add(bucket, chunk, len(stored))
 
     async def missing(self, bucket: bytes, ids: Sequence[ChunkId]) -> list[ChunkId]:
         if all(self._recent.size(bucket, chunk, FRESH) for chunk in ids):
