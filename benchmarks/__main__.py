@@ -41,7 +41,7 @@ def main() -> int:
             lines, failed = history.measure(base, history.QUICK if options.quick else history.Sizes(), console)
             text = history.to_json(about, lines)
         elif options.metadata:
-            text = metadata.to_json(about, metadata.measure(base, 1 if options.quick else 5, console))
+            text = metadata.to_json(about, metadata.measure(base, 1 if options.quick else 3, console))
             failed = False
         else:
             sizes = QUICK if options.quick else Sizes()
