@@ -35,8 +35,8 @@ def upkeep(metadata: Metadata, chunks: ChunkStore, times: Times) -> Upkeep:
     """The workers of a server; they begin inside ``Workers.running``."""
     collector = Collector(metadata, chunks, times.gc_grace)
     collecting = Worker("gc", collector.work, interval=times.gc_interval)
-    # What came free just now waits for a grace period anyway.
-    retention = Retention(metadata, chunks, lambda: collecting.wake(times.gc_grace / 10))
+    # What came free may have been stored just now: it can be condemned when it has been there for the grace period.
+    retention = Retention(metadata, chunks, lambda: collecting.wake(times.gc_grace))
     workers = [
         Worker("purge-buckets", Purge(metadata, chunks).work),
         Worker("retention", retention.work, interval=times.retention_interval),
