@@ -214,9 +214,13 @@ def _beside_history(base: Path, sizes: Sizes) -> Iterator[Line]:
     found: dict[str, dict[str, list[float]]] = {}
     with running(MountFS, base / "empty") as empty, running(MountFS, base / "full") as full:
         each = 100
-        _Bench(full).fill(
-            lambda bucket: _rewrites(bucket, sizes.history // each, each, contents, bucket.root), contents
-        )
+        old = new_id()
+
+        def work(bucket: Bucket) -> Iterator[Op]:
+            yield Create(bucket.root, b"old", File(old, 0o40755, nlink=2), 1)
+            yield from _rewrites(bucket, sizes.history // each, each, contents, old)
+
+        _Bench(full).fill(work, contents)
         for turn in range(sizes.repeats):
             for system in (empty, full):
                 for what, seconds in _rates(system, system.path / f"turn{turn}", sizes.rates).items():
