@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from nodeserver.protocol.cluster import CHUNKS, METADATA
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -55,6 +57,8 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     state: State = State.UP
     capacity: int = 0
     """Bytes it can hold; 0: not known."""
+    roles: tuple[str, ...] = (METADATA, CHUNKS)
+    """What it answers for: buckets and files, pieces of chunks, or both."""
 
 
 class ClusterMap(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -70,6 +74,10 @@ class ClusterMap(msgspec.Struct, frozen=True, omit_defaults=True):
             if one.id == node:
                 return one
         raise KeyError(node)
+
+    def serving(self, role: str) -> list[Node]:
+        """The nodes with a role, but for those that were removed."""
+        return [node for node in self.nodes if role in node.roles and node.state is not State.REMOVED]
 
     def with_nodes(self, *changed: Node) -> ClusterMap:
         """The next epoch: ``changed`` replace the nodes with their ids, or join. Raises ``BadMap``."""

@@ -22,6 +22,7 @@ from blake3 import blake3
 
 from nodeserver.placement.map import State
 from nodeserver.placement.shares import rates
+from nodeserver.protocol.cluster import CHUNKS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,7 @@ class Placement:
     def __init__(self, cluster: ClusterMap, pieces: int) -> None:
         self.epoch = cluster.epoch
         self.pieces = pieces
-        present = [node for node in cluster.nodes if node.state is not State.REMOVED]
+        present = cluster.serving(CHUNKS)
         # A node that is down keeps its share: its absence is made up for, not spread over everybody.
         sharing = [node for node in present if node.state is not State.DRAINING]
         paces = _paces(sharing, pieces)

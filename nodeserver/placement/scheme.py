@@ -10,6 +10,11 @@ MAX_COPIES = 16
 MAX_PIECES = 64
 """Fragments of the widest erasure code: data and parity together."""
 
+AUTOMATIC_COPIES = 3
+"""Copies of chunks in a bucket without a setting, when there are as many nodes."""
+MIN_FRAGMENT = 64 * 1024
+"""Bytes of the smallest fragment worth making: it gets a file of its own on its node."""
+
 _REPLICATE = re.compile(r"replicate:(\d{1,3})(?::(\d{1,3}))?", re.ASCII)
 _ERASURE = re.compile(r"erasure:(\d{1,3})\+(\d{1,3})", re.ASCII)
 
@@ -89,6 +94,25 @@ def parse_scheme(text: str) -> Scheme:
     if match := _ERASURE.fullmatch(text):
         return _checked(text, Erasure(int(match[1]), int(match[2])))
     raise BadScheme(f"{text!r} is not replicate:N, replicate:N:W or erasure:k+m")
+
+
+def bucket_scheme(redundancy: str, nodes: int) -> Scheme:
+    """The scheme of a bucket whose setting is ``redundancy``, on so many nodes that keep chunks. Raises ``BadScheme``.
+
+    Without a setting (empty) there are as many copies as nodes, three at most.
+    """
+    return parse_scheme(redundancy or f"replicate:{min(max(nodes, 1), AUTOMATIC_COPIES)}")
+
+
+def chunk_scheme(scheme: Scheme, size: int) -> Scheme:
+    """The scheme for a chunk whose stored form has ``size`` bytes, in a bucket with ``scheme``.
+
+    What would make small fragments is kept in whole copies, that survive the loss of as many nodes.
+    """
+    if isinstance(scheme, Erasure) and size < scheme.data * MIN_FRAGMENT:
+        copies = scheme.parity + 1
+        return Replicate(copies, copies // 2 + 1)
+    return scheme
 
 
 def _checked(text: str, scheme: Scheme) -> Scheme:
