@@ -142,11 +142,20 @@ class Nodes(msgspec.Struct):
 
 
 class NodeChange(msgspec.Struct, omit_defaults=True):
-    """Body of ``POST /v1/nodes/{id}`` (answer: ``NodeStatus``) and ``POST /v1/nodes/{id}/preview`` (``MovePreview``)."""
+    """Body of ``POST /v1/nodes/{id}`` (answer: ``NodeStatus``) and ``…/preview`` (``MovePreview``)."""
 
     state: str | None = None
     """``up`` (ends draining), ``draining`` or ``removed``."""
     weight: float | None = None
+
+
+class Flow(msgspec.Struct, array_like=True):
+    """What would move from a node to another; from nobody (empty): made from the pieces that others keep."""
+
+    source: bytes
+    target: bytes
+    pieces: int
+    bytes: int
 
 
 class MovePreview(msgspec.Struct):
@@ -161,8 +170,7 @@ class MovePreview(msgspec.Struct):
     bytes: int
     missing: int
     """Pieces for which there would be no node: chunks that stay below their redundancy."""
-    flows: list[tuple[bytes, bytes, int, int]]
-    """From node, to node, pieces, bytes; from nobody (empty): made from the pieces that others keep."""
+    flows: list[Flow]
     seconds: float
     """At the present throttle of the workers, 0 when there is none."""
 

@@ -19,11 +19,11 @@ FRAGMENT_ID = CHUNK_ID + 3
 
 
 class Fragment(NamedTuple):
-    """Which fragment a piece is: number ``index``, from 0, of ``data`` + ``parity``, the data fragments first."""
+    """Which fragment a piece is: the one with ``number``, from 0, of ``data`` + ``parity``, the data fragments first."""
 
     data: int
     parity: int
-    index: int
+    number: int
 
 
 def fragment_id(chunk: ChunkId, fragment: Fragment) -> PieceId:
@@ -45,5 +45,5 @@ def valid(piece: PieceId) -> bool:
     """Whether these bytes can be the id of a piece."""
     if len(piece) != FRAGMENT_ID:
         return len(piece) == CHUNK_ID
-    data, parity, index = piece[CHUNK_ID:]
-    return data >= 2 and parity >= 1 and index < data + parity
+    data, parity, number = piece[CHUNK_ID:]
+    return data >= 2 and parity >= 1 and number < data + parity
