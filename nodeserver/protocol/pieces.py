@@ -19,7 +19,7 @@ FRAGMENT_ID = CHUNK_ID + 3
 
 
 class Fragment(NamedTuple):
-    """Which fragment a piece is: the one with ``number``, from 0, of ``data`` + ``parity``, the data fragments first."""
+    """Which fragment a piece is: number ``number``, from 0, of ``data`` + ``parity``, the data fragments first."""
 
     data: int
     parity: int
