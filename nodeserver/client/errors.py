@@ -6,7 +6,8 @@
     ├── InvalidUrl              the URL cannot be a node server's (also a ValueError)
     ├── Unreachable             no answer: DNS, connect, TLS, reset, broken off
     │   ├── DeadlineExceeded    no answer in the time the call had
-    │   └── CircuitOpen         not even tried: the server has failed too often just now
+    │   ├── CircuitOpen         not even tried: the server has failed too often just now
+    │   └── QuorumLost          too few nodes took a piece of a chunk, or gave one
     ├── BadAnswer               an answer that is not one of ours: garbage, wrong type
     └── Refused                 the server's no: 4xx and 5xx, with its problem details
 
@@ -16,7 +17,7 @@ No other exception of a lower layer (httpx, OSError, ssl, msgspec) leaves the pa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 
 import httpx
@@ -62,6 +63,10 @@ class CircuitOpen(Unreachable):
         self.retry_in = retry_in
 
 
+class QuorumLost(Unreachable):
+    """Too few nodes took a piece of a chunk, or gave one."""
+
+
 class BadAnswer(ClientError):
     """What answered does not speak this protocol."""
 
@@ -97,6 +102,12 @@ def mapped() -> Iterator[None]:
         raise BadAnswer(_text(error)) from error
     except (httpx.HTTPError, httpx.StreamError, OSError) as error:
         raise Unreachable(_text(error)) from error
+
+
+def refused(code: Code, detail: str, ids: Iterable[bytes] = ()) -> Refused:
+    """A no of our own, as a server would say it."""
+    problem = Problem(code.uri, code.title, code.status, detail, ids=[one.hex() for one in ids])
+    return Refused(problem)
 
 
 def refusal(status: int, kind: str, body: bytes | bytearray | memoryview) -> Refused:

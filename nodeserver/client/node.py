@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import httpx
@@ -74,18 +74,32 @@ class Node:
         ``deadline`` is the time in seconds for everything, retries included; there are none with ``once``.
         Raises ClientError.
         """
+        request = self.request(method, path, decode, body=body, kind=kind, accept=accept)
+        return await retried(request, self.breaker, deadline, once=once)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        decode: Callable[[Buffer], T],
+        *,
+        body: Buffer | None = None,
+        kind: str = MSGPACK,
+        accept: str = MSGPACK,
+    ) -> Callable[[], Awaitable[T]]:
+        """What makes a request below ``/v1/`` once, whatever the circuit breaker says. Raises ClientError."""
         target = {"target": self._prefix + path.encode("ascii")}  # to build a URL of it takes longer than the rest
         headers = [*self._headers, (b"Accept", accept.encode())]
         if body is not None:
             headers += [(b"Content-Type", kind.encode()), (b"Content-Length", b"%d" % len(body))]
 
-        async def request() -> T:
+        async def once() -> T:
             self.requests += 1
             with mapped():
                 message = httpx.Request(method, self.url, headers=headers, stream=Body(body or b""), extensions=target)
                 return decode(await self._answer(message, accept))
 
-        return await retried(request, self.breaker, deadline, once=once)
+        return once
 
     async def _answer(self, request: httpx.Request, accept: str) -> Buffer:
         response = await self._transport.handle_async_request(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET
 from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import Response
@@ -43,8 +44,11 @@ class BucketEndpoint(HTTPEndpoint):
     async def patch(self, request: Request) -> Response:
         identity(request, "admin")
         here, settings = services(request), await read(request, BucketSettings)
-        check_quota(settings.quota_bytes)
-        return answer(request, _bucket(here, await here.metadata.set_quota(_name(request), settings.quota_bytes)))
+        row = await here.metadata.bucket(_name(request))
+        if settings.quota_bytes is not UNSET:
+            check_quota(settings.quota_bytes)
+            row = await here.metadata.set_quota(row.name, settings.quota_bytes)
+        return answer(request, _bucket(here, row))
 
     async def delete(self, request: Request) -> Response:
         identity(request, "admin")

@@ -110,9 +110,14 @@ def chunk_scheme(scheme: Scheme, size: int) -> Scheme:
     What would make small fragments is kept in whole copies, that survive the loss of as many nodes.
     """
     if isinstance(scheme, Erasure) and size < scheme.data * MIN_FRAGMENT:
-        copies = scheme.parity + 1
-        return Replicate(copies, copies // 2 + 1)
+        return copies_instead(scheme)
     return scheme
+
+
+def copies_instead(scheme: Erasure) -> Replicate:
+    """Whole copies that survive the loss of as many nodes."""
+    copies = scheme.parity + 1
+    return Replicate(copies, copies // 2 + 1)
 
 
 def _checked(text: str, scheme: Scheme) -> Scheme:

@@ -36,6 +36,7 @@ class Code(enum.Enum):
     HELD = "held", HTTPStatus.CONFLICT, "The history is held"
     CURRENT = "version-current", HTTPStatus.CONFLICT, "The version is the content of a file that exists"
     HISTORY_GONE = "history-gone", HTTPStatus.GONE, "The log no longer reaches back that far"
+    NO_METADATA = "no-metadata", HTTPStatus.MISDIRECTED_REQUEST, "This server answers for chunks alone"
     TOO_LARGE = "too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is too large"
     CHECKSUM = "checksum-mismatch", HTTPStatus.UNPROCESSABLE_ENTITY, "The checksum does not match"
     CORRUPT = "corrupt-chunk", HTTPStatus.INTERNAL_SERVER_ERROR, "The stored chunk is damaged"

@@ -499,6 +499,10 @@ class Changes(msgspec.Struct):
     seq: int
     commits: list[Change]
     usage: Usage
+    redundancy: str = ""
+    """The bucket's setting now."""
+    epoch: int = 0
+    """Of the cluster map; who knows an older one asks for it."""
 
 
 class Usage(msgspec.Struct):
@@ -522,6 +526,9 @@ class Bucket(msgspec.Struct):
     created_ns: int
     seq: int
     usage: Usage
+    redundancy: str = ""
+    """How its chunks are kept: ``replicate:N:W`` or ``erasure:k+m``; empty: as many copies as there are nodes, three at
+    most."""
 
 
 class NewBucket(msgspec.Struct):
@@ -533,12 +540,14 @@ class NewBucket(msgspec.Struct):
     gid: int = 0
     mode: int = 0o755
     """Owner and permission bits of the root directory."""
+    redundancy: str = ""
 
 
-class BucketSettings(msgspec.Struct):
-    """``PATCH /v1/buckets/{name}``."""
+class BucketSettings(msgspec.Struct, omit_defaults=True):
+    """``PATCH /v1/buckets/{name}``: what is unset stays as it is."""
 
-    quota_bytes: int | None = None
+    quota_bytes: int | None | msgspec.UnsetType = msgspec.UNSET
+    redundancy: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Buckets(msgspec.Struct):
@@ -555,6 +564,11 @@ class Server(msgspec.Struct):
     time_ns: int
     capacity_bytes: int
     free_bytes: int
+    cluster: bytes = b""
+    """16 bytes, the same for all servers of a cluster; of a server alone its id."""
+    epoch: int = 0
+    """Of the cluster map it knows."""
+    roles: list[str] = []
 
 
 class ChunkIds(msgspec.Struct):

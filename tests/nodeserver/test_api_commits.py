@@ -347,7 +347,7 @@ def test_quota(api: Api) -> None:
     assert api.commit(api.write(one, b"12345678", api.file(one).version))[0].status == "quota"
     usage = api.refresh().usage
     assert (usage.used_bytes, usage.used_files, usage.quota_bytes) == (9, 3, 1)
-    api.request("PATCH", "", BucketSettings())
+    api.request("PATCH", "", BucketSettings(None))
     assert api.refresh().usage.quota_bytes is None
 
 
