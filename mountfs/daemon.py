@@ -54,18 +54,17 @@ def run(config: MountConfig, ready: Callable[[], None]) -> None:
 
 
 async def _main(config: MountConfig, db: Database, ready: Callable[[], None]) -> None:
-    async with (
-        connect(
-            config.url,
-            config.token,
-            metadata_deadline=config.metadata_deadline,
-            data_deadline=config.data_deadline,
-        ) as client,
-        trio.open_nursery() as nursery,
-    ):
+    async with connect(
+        config.url, config.token, metadata_deadline=config.metadata_deadline, data_deadline=config.data_deadline
+    ) as client:
         context = Context(config, db, client)
+        await _serve(config, context, ready)
+
+
+async def _serve(config: MountConfig, context: Context, ready: Callable[[], None]) -> None:
+    async with context.nodes.cluster, trio.open_nursery() as nursery:
         engine = Engine(context, nursery)
-        await _attach(config, engine, client)
+        await _attach(config, engine, context.client)
         engine.start()
         fs = FileSystem(engine, config.options)
         gc.freeze()  # what is there now stays; scanning it again and again doubles the time of a large listing
@@ -88,6 +87,7 @@ async def _attach(config: MountConfig, engine: Engine, client: Client) -> None:
     online = True
     try:
         server = await client.server()
+        await context.nodes.learn()
     except (Unreachable, BadAnswer) as error:
         if known is None:
             raise MountError(f"{config.url} does not answer, and nothing is known of it here: {error}") from error
@@ -96,13 +96,14 @@ async def _attach(config: MountConfig, engine: Engine, client: Client) -> None:
     except ClientError as error:
         raise MountError(f"{config.url}: {error}") from error
     else:
-        if known is not None and known != server.id:
+        found = server.cluster or server.id
+        if known is not None and known != found:
             raise MountError(
                 f"{config.state} holds the state of another server than {config.url}: give another --state"
             )
         if known is None:
             with context.db.transaction():
-                context.db.set_meta("server", server.id)
+                context.db.set_meta("server", found)
     if config.bucket is None:
         _make_root(engine)
         if online:
@@ -126,6 +127,8 @@ async def _attach_bucket(config: MountConfig, engine: Engine, client: Client, na
         if state is not None and state.uuid != info.id:
             raise MountError(f"{config.state} holds another bucket that was called {name}: give another --state")
         context.inodes.root_file = info.root
+        if state is not None:
+            state.redundancy = info.redundancy
         if state is None:
             await _explained(lambda: engine.remote.adopt(info, 0), config)
         return

@@ -25,6 +25,8 @@ class BucketState:
     usage: wire.Usage
     known: int = 0
     """The newest place in the log we heard of; an answer that is older may lack what we did since."""
+    redundancy: str = ""
+    """The bucket's setting, as far as it was heard of since the start."""
 
 
 class Buckets:
@@ -45,7 +47,9 @@ class Buckets:
         values = (info.id, info.name, root, info.chunk_key, info.seq, wire.pack(info.usage))
         self._db.execute("INSERT INTO bucket VALUES (NULL, ?, ?, ?, ?, ?, ?)", values)
         row_id = self._db.connection.last_insert_rowid()
-        state = BucketState(row_id, info.id, info.name, root, info.chunk_key, info.seq, info.usage, info.seq)
+        state = BucketState(
+            row_id, info.id, info.name, root, info.chunk_key, info.seq, info.usage, info.seq, info.redundancy
+        )
         self.by_id[row_id] = state
         return state
 

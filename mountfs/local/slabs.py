@@ -164,7 +164,7 @@ class Slabs:
             os.close(self._files.popitem()[1])
 
 
-def write_at(fd: int, position: int, pieces: Iterable[bytes | memoryview]) -> None:
+def write_at(fd: int, position: int, pieces: Iterable[bytes | bytearray | memoryview]) -> None:
     """Write all of ``pieces``, one behind the other. Raises OSError(ENOSPC)."""
     for piece in pieces:
         done = os.pwrite(fd, piece, position)

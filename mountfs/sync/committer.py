@@ -26,7 +26,7 @@ from mountfs.sync.batches import Batch, Sent, build, cancelled
 from mountfs.sync.carry import Chunks, carry
 from mountfs.sync.context import Context
 from mountfs.sync.uploads import Upload, Uploads
-from nodeserver.client import ClientError, Refused, Unreachable
+from nodeserver.client import ClientError, QuorumLost, Refused, Unreachable
 from nodeserver.content.manifest import unpack_slices
 from nodeserver.protocol import wire
 from nodeserver.protocol.errors import Code
@@ -90,7 +90,7 @@ class Committer:
     def _note_failure(self, error: ClientError | OSError) -> None:
         if isinstance(error, Refused):
             self._context.server_full = error.code is Code.FULL
-        if not isinstance(error, Unreachable):
+        if not isinstance(error, Unreachable) or isinstance(error, QuorumLost):
             self._context.report(0, f"bucket {self._bucket.name}: {error}")
         self._context.journal.announce()
 

@@ -19,6 +19,7 @@ from mountfs.local.inodes import Inodes
 from mountfs.local.journal import Journal, Op
 from mountfs.local.slabs import Slabs
 from mountfs.local.staging import Staging
+from mountfs.sync.nodes import Nodes
 from nodeserver.client import Client
 from nodeserver.protocol.ids import new_id
 
@@ -62,6 +63,7 @@ class Context:
         self.slabs = Slabs(config.state / "slabs")
         self.cache = Cache(db, self.slabs, config.cache_size)
         self.staging = Staging(db, self.inodes, self.journal, self.slabs, self.cache)
+        self.nodes = Nodes(db, client, config.url)
         self.kernel = Kernel()
         self.problems: deque[Problem] = deque(maxlen=REMEMBERED_ERRORS)
         self.refused: dict[int, int] = {}

@@ -15,8 +15,8 @@ from mountfs.local.layers import Layers
 from mountfs.local.slabs import Place, write_at
 from mountfs.sync.context import Context
 from mountfs.sync.errors import deadline, os_error
-from nodeserver.client import ClientError
-from nodeserver.content.codec import CorruptChunk, open_chunk
+from nodeserver.client import ClientError, Refused
+from nodeserver.protocol.errors import Code
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ TOGETHER_BYTES = 4 << 20
 MANY_CHUNKS = 256
 """Chunks asked for in one request."""
 
-Plaintext = bytes | memoryview
+Plaintext = bytes | bytearray | memoryview
 
 
 class _Coming:
@@ -164,12 +164,11 @@ class Downloads:
         """As one: an answer with a flaw is no answer, and each is asked for alone."""
         try:
             async with self._slots:
-                answer = await self._context.client.read_chunks(bucket.name, [coming.chunk for coming in group])
-                plain = await trio.to_thread.run_sync(_open_all, bucket.chunk_key, answer)
+                plain = await self._context.nodes.open(bucket, [coming.chunk for coming in group])
                 for coming, plaintext in zip(group, plain, strict=True):
                     self._arrived(coming, plaintext)
                 await self._store(group)
-        except (ClientError, CorruptChunk) as error:
+        except ClientError as error:
             log.info("%d chunks of bucket %s: %s", len(group), bucket.name, error)
             for coming in group:
                 self._nursery.start_soon(self._fetch, bucket, coming)
@@ -182,16 +181,12 @@ class Downloads:
                 self._settle(coming)
 
     async def _download(self, bucket: BucketState, chunk: bytes) -> Plaintext:
-        for attempt in ("first", "second"):
-            try:
-                stored = await self._context.client.get_chunk(bucket.name, chunk)
-                return await trio.to_thread.run_sync(open_chunk, bucket.chunk_key, chunk, stored)
-            except ClientError as error:
-                raise os_error(error) from error
-            except CorruptChunk as error:
-                log.error("chunk %s of bucket %s, %s answer: %s", chunk.hex(), bucket.name, attempt, error)
-        self._context.report(0, f"chunk {chunk.hex()} of bucket {bucket.name} is corrupt on the node")
-        raise OSError(errno.EIO, f"chunk {chunk.hex()} is corrupt")
+        try:
+            return (await self._context.nodes.open(bucket, [chunk]))[0]
+        except ClientError as error:
+            if isinstance(error, Refused) and error.code is Code.CORRUPT:
+                self._context.report(0, f"chunk {chunk.hex()} of bucket {bucket.name} is corrupt on the nodes")
+            raise os_error(error) from error
 
     def _arrived(self, coming: _Coming, plaintext: Plaintext) -> None:
         """Let those who wait have it."""
@@ -230,10 +225,6 @@ class Downloads:
             cache.free(twice)
         finally:
             self._context.slabs.settle(place, kept=kept)
-
-
-def _open_all(key: bytes, answer: Iterable[tuple[bytes, bytes | bytearray | memoryview]]) -> list[Plaintext]:
-    return [open_chunk(key, chunk, stored) for chunk, stored in answer]
 
 
 def _range(whole: Plaintext, part: Extent) -> memoryview:

@@ -42,6 +42,7 @@ class Engine:
     def start(self) -> None:
         """Take care of every bucket that is known."""
         self.context.client.observe(self._observed)
+        self._nursery.start_soon(self.context.nodes.run)
         self._watch_all()
 
     def _observed(self, state: State) -> None:
@@ -78,6 +79,8 @@ class Engine:
         while True:
             try:
                 changes = await self.context.client.changes(bucket.name, bucket.seq, wait)
+                bucket.redundancy = changes.redundancy
+                self.context.nodes.heard(changes.epoch)
                 self.remote.apply(bucket, changes)
             except (ClientError, OSError) as error:
                 if isinstance(error, Refused) and error.code is Code.HISTORY_GONE:

@@ -70,6 +70,8 @@ class Remote:
         for name, info in found.items():
             if name not in known or known[name].uuid != info.id:
                 await self.adopt(info, ROOT_INO)
+            else:
+                known[name].redundancy = info.redundancy
 
     def drop(self, bucket: BucketState) -> None:
         """The bucket is gone: forget all that is known of it."""

@@ -224,7 +224,7 @@ class Uploads:
                 if small:
                     nursery.start_soon(self._put_small, bucket, list(small.items()))
                 if large:
-                    for key in await self._context.client.missing(bucket.name, list(large)):
+                    for key in await self._context.nodes.missing(bucket, list(large)):
                         nursery.start_soon(self._put, bucket, key, large[key])
         finally:
             self._windows.release()
@@ -232,13 +232,13 @@ class Uploads:
     async def _put(self, bucket: BucketState, key: bytes, piece: Plaintext) -> None:
         async with self._slots:
             stored = await trio.to_thread.run_sync(encode, piece)
-            await self._context.client.put_chunk(bucket.name, key, stored)
+            await self._context.nodes.put(bucket, [(key, stored)])
         self._sent(len(stored))
 
     async def _put_small(self, bucket: BucketState, small: list[Piece]) -> None:
         async with self._slots:
             stored = await trio.to_thread.run_sync(encode_all, small)
-            await self._context.client.put_chunks(bucket.name, stored)
+            await self._context.nodes.put(bucket, stored)
         self._sent(sum(len(piece) for _, piece in stored))
 
     def _sent(self, size: int) -> None:

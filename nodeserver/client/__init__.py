@@ -1,4 +1,4 @@
-"""How to talk to a node server, under trio and asyncio alike.
+"""How to talk to node servers, under trio and asyncio alike.
 
 ::
 
@@ -18,8 +18,10 @@ from nodeserver.client.errors import (
     ClientError,
     DeadlineExceeded,
     InvalidUrl,
+    QuorumLost,
     Refused,
     Unreachable,
+    refused,
 )
 
 __all__ = [
@@ -30,8 +32,10 @@ __all__ = [
     "ClientError",
     "DeadlineExceeded",
     "InvalidUrl",
+    "QuorumLost",
     "Refused",
     "State",
     "Unreachable",
     "connect",
+    "refused",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -11,18 +11,21 @@ import anyio
 import httpx
 import msgspec
 
+from nodeserver.client.batches import batches
 from nodeserver.client.breaker import Observer, State
 from nodeserver.client.calls import as_of, base64url, of_bucket, of_file
+from nodeserver.client.cluster_calls import ClusterCalls
 from nodeserver.client.connection import Buffer
 from nodeserver.client.errors import BadAnswer, Refused
+from nodeserver.client.failover import Servers
 from nodeserver.client.history import History
-from nodeserver.client.node import STORED, Node
+from nodeserver.client.http_peer import HttpPeer
+from nodeserver.client.node import STORED
 from nodeserver.client.transport import Transport
 from nodeserver.client.upkeep import Upkeep
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.ids import new_id
 from nodeserver.protocol.wire import (
-    MAX_BATCH_BYTES,
     MAX_BATCH_CHUNKS,
     Bucket,
     Buckets,
@@ -47,8 +50,8 @@ class _Chunks(msgspec.Struct):
     chunks: list[tuple[ChunkId, memoryview]]
 
 
-class Client(History, Upkeep):
-    """A connection to one node server; see :func:`connect`.
+class Client(History, Upkeep, ClusterCalls):
+    """A connection to a cluster, or to one node server; see :func:`connect`.
 
     Every call takes ``deadline``, the seconds it may take with its retries, instead of the client's own, and
     raises :class:`~nodeserver.client.errors.ClientError`. All calls can be repeated without harm, and are.
@@ -56,10 +59,18 @@ class Client(History, Upkeep):
     """
 
     def __init__(
-        self, node: Node, transport: httpx.AsyncBaseTransport, metadata_deadline: float, data_deadline: float
+        self, servers: Servers, transport: httpx.AsyncBaseTransport, metadata_deadline: float, data_deadline: float
     ) -> None:
-        super().__init__(node, metadata_deadline, data_deadline)
+        super().__init__(servers, metadata_deadline, data_deadline)
         self._transport = transport
+
+    def follow(self, urls: Sequence[str]) -> None:
+        """Ask these servers too when one does not answer; the URL it was made with stays."""
+        self._node.follow(urls)
+
+    def peer(self, url: str) -> HttpPeer:
+        """A node that keeps pieces, reached with the same token."""
+        return HttpPeer(self._node.beside(url), metadata_deadline=self._metadata, data_deadline=self._data)
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,7 +82,7 @@ class Client(History, Upkeep):
 
     @property
     def url(self) -> str:
-        """The server's, as it was given."""
+        """The server's that is asked now."""
         return str(self._node.url)
 
     @property
@@ -202,7 +213,7 @@ class Client(History, Upkeep):
     ) -> None:
         """Store chunks, in their stored form, durably, as many to a request as it can carry."""
         path, left = f"{of_bucket(bucket)}/chunks", _countdown(self._data if deadline is None else deadline)
-        for batch in _batches(chunks):
+        for batch in batches(chunks):
             body = msgspec.msgpack.encode({"chunks": batch})  # a ChunkBatch, of any buffers
             await self._node.send("POST", path, _ignore, body=body, deadline=left())
 
@@ -242,7 +253,7 @@ def connect(
     ValueError for a token that cannot be sent.
     """
     transport = transport or Transport(ssl_context=ssl_context)
-    return Client(Node(url, token, transport), transport, metadata_deadline, data_deadline)
+    return Client(Servers(url, token, transport), transport, metadata_deadline, data_deadline)
 
 
 def _chunk(bucket: str, chunk: ChunkId) -> str:
@@ -261,17 +272,3 @@ def _countdown(seconds: float) -> Callable[[], float]:
     """How many of ``seconds`` are left."""
     until = anyio.current_time() + seconds
     return lambda: until - anyio.current_time()
-
-
-def _batches(chunks: Iterable[tuple[ChunkId, Buffer]]) -> Iterator[list[tuple[ChunkId, Buffer]]]:
-    """``chunks`` in groups that a request can carry."""
-    batch: list[tuple[ChunkId, Buffer]] = []
-    size = 0
-    for chunk, stored in chunks:
-        if batch and (len(batch) == MAX_BATCH_CHUNKS or size + len(stored) > MAX_BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append((chunk, stored))
-        size += len(stored)
-    if batch:
-        yield batch

@@ -6,16 +6,16 @@ import base64
 from typing import TypeVar
 from urllib.parse import quote
 
-from nodeserver.client.node import Node
+from nodeserver.client.failover import Servers
 from nodeserver.protocol.wire import FileId
 
 T = TypeVar("T")
 
 
 class Calls:
-    """Requests to one node, with deadlines in seconds."""
+    """Requests to a server, with deadlines in seconds."""
 
-    def __init__(self, node: Node, metadata_deadline: float, data_deadline: float) -> None:
+    def __init__(self, node: Servers, metadata_deadline: float, data_deadline: float) -> None:
         self._node = node
         self._metadata = metadata_deadline
         self._data = data_deadline

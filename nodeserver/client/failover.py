@@ -46,6 +46,10 @@ class Servers:
         """How many were sent."""
         return self._gone + sum(node.requests for node in self._nodes)
 
+    def beside(self, url: str) -> Node:
+        """Another node, with the same token, on its own. Raises as ``Node``."""
+        return self._node_of(url)
+
     def follow(self, urls: Sequence[str]) -> None:
         """Ask these servers too, and no others but the first."""
         first, *others = self._nodes

@@ -546,7 +546,7 @@ class NewBucket(msgspec.Struct):
 class BucketSettings(msgspec.Struct, omit_defaults=True):
     """``PATCH /v1/buckets/{name}``: what is unset stays as it is."""
 
-    quota_bytes: int | None | msgspec.UnsetType = msgspec.UNSET
+    quota_bytes: int | msgspec.UnsetType | None = msgspec.UNSET
     redundancy: str | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -74,10 +74,13 @@ class InProcess:
             self._ready.set()
 
     async def _main(self, db: Database) -> None:
-        async with connect(self._config.url, self._config.token) as client, trio.open_nursery() as nursery:
-            context = Context(self._config, db, client)
+        async with connect(self._config.url, self._config.token) as client:
+            await self._serve(Context(self._config, db, client))
+
+    async def _serve(self, context: Context) -> None:
+        async with context.nodes.cluster, trio.open_nursery() as nursery:
             engine = Engine(context, nursery)
-            await daemon._attach(self._config, engine, client)
+            await daemon._attach(self._config, engine, context.client)
             engine.start()
             self._fs = FileSystem(engine, self._config.options)
             nursery.start_soon(self._fs.run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
@@ -144,7 +144,7 @@ class Cluster:
     async def missing(self, place: Place, ids: Sequence[ChunkId], *, deadline: float | None = None) -> list[ChunkId]:
         """Those of ``ids`` that fewer nodes are known to have than acknowledge a write."""
         scheme = self._roster.scheme(place.redundancy)
-        schemes = [scheme, copies_instead(scheme)] if isinstance(scheme, Erasure) else [scheme]
+        schemes: list[Scheme] = [scheme, copies_instead(scheme)] if isinstance(scheme, Erasure) else [scheme]
         placements = [self._roster.placement(one.pieces) for one in schemes]
         asked: dict[NodeId, list[ChunkId]] = {}
         for chunk in ids:
@@ -160,7 +160,7 @@ class Cluster:
     async def _find(
         self,
         bucket: bytes,
-        asked: dict[NodeId, Sequence[ChunkId]] | dict[NodeId, list[ChunkId]],
+        asked: Mapping[NodeId, Sequence[ChunkId]],
         deadline: float | None,
     ) -> Located:
         found = Located({}, set())
