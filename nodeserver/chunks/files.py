@@ -1,4 +1,4 @@
-"""Large chunks, one to a file. The file system is their only index."""
+"""Large chunks and fragments of chunks, one to a file. The file system is their only index."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from itertools import count
 from pathlib import Path
 
 from nodeserver.chunks.disk import make_dir, sync_dir, write_new
+from nodeserver.protocol.cluster import Held
+from nodeserver.protocol.pieces import CHUNK_ID, PieceId, chunk_of
+
+WHOLE, FRAGMENTS = "files", "fragments"
+"""The directories of whole chunks and of fragments."""
 
 
 class Files:
-    """The files below ``root/BUCKET/files``. Thread-safe."""
+    """The files below ``root/BUCKET/files``, and of fragments below ``root/BUCKET/fragments``. Thread-safe."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -22,7 +27,7 @@ class Files:
     def path(self, bucket: bytes, chunk: bytes) -> str:
         """Where a chunk lies, if it is there."""
         name = chunk.hex()
-        return f"{self._root}/{bucket.hex()}/files/{name[:2]}/{name}"
+        return f"{self._root}/{bucket.hex()}/{_kind(chunk)}/{name[:2]}/{name}"
 
     def size(self, bucket: bytes, chunk: bytes) -> int | None:
         """Bytes of a stored chunk; None when there is none."""
@@ -77,20 +82,54 @@ class Files:
 
     def count(self, bucket: bytes) -> int:
         """How many chunks there are, about: ids are as good as random."""
-        return 256 * len(self.older(bucket, 0, 1, 1 << 63))
+        return 256 * len({chunk_of(held.piece) for held in self.listing(bucket, 0, 1)})
 
     def older(self, bucket: bytes, first: int, beyond: int, before_ns: int) -> list[bytes]:
-        """The chunks whose ids begin with a byte from ``first`` on and below ``beyond`` that came before a moment."""
-        found: list[bytes] = []
-        for start in range(first, beyond):
-            with suppress(FileNotFoundError), os.scandir(f"{self._root}/{bucket.hex()}/files/{start:02x}") as entries:
-                for entry in entries:
+        """The chunks of which something came before a moment, whose ids begin with a byte from ``first`` on and below
+        ``beyond``."""
+        return [chunk_of(held.piece) for held in self.listing(bucket, first, beyond) if held.stored_ns < before_ns]
+
+    def listing(self, bucket: bytes, first: int, beyond: int) -> list[Held]:
+        """The pieces whose ids begin with a byte from ``first`` on and below ``beyond``."""
+        return [
+            held
+            for start in range(first, beyond)
+            for kind in (WHOLE, FRAGMENTS)
+            for held in self._scan(bucket, kind, f"{start:02x}")
+        ]
+
+    def held(self, bucket: bytes, piece: PieceId) -> Held | None:
+        """A piece, if it is here."""
+        try:
+            stat = os.stat(self.path(bucket, piece))
+        except FileNotFoundError:
+            return None
+        return Held(piece, stat.st_size, stat.st_mtime_ns)
+
+    def has_fragments(self, bucket: bytes) -> bool:
+        """Whether there is any fragment of the bucket's chunks."""
+        return os.path.isdir(f"{self._root}/{bucket.hex()}/{FRAGMENTS}")
+
+    def fragments(self, bucket: bytes, chunk: bytes) -> list[Held]:
+        """The fragments of a chunk that are here."""
+        name = chunk.hex()
+        return self._scan(bucket, FRAGMENTS, name[:2], name)
+
+    def _scan(self, bucket: bytes, kind: str, directory: str, prefix: str = "") -> list[Held]:
+        found: list[Held] = []
+        with suppress(FileNotFoundError), os.scandir(f"{self._root}/{bucket.hex()}/{kind}/{directory}") as entries:
+            for entry in entries:
+                if entry.name.startswith(prefix):
                     with suppress(FileNotFoundError):
-                        if entry.stat().st_mtime_ns < before_ns:
-                            found.append(bytes.fromhex(entry.name))
+                        stat = entry.stat()
+                        found.append(Held(bytes.fromhex(entry.name), stat.st_size, stat.st_mtime_ns))
         return found
 
     def forget(self, bucket: bytes) -> None:
         """Drop what is remembered of a bucket's directories, which are gone."""
         prefix = f"{self._root}/{bucket.hex()}/"
         self._settled = {directory for directory in self._settled if not directory.startswith(prefix)}
+
+
+def _kind(piece: PieceId) -> str:
+    return WHOLE if len(piece) == CHUNK_ID else FRAGMENTS

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nodeserver.chunks.derived import AT_ONCE, Derived, as_oserror
 from nodeserver.chunks.record import PACK_HEADER, RECORD_HEADER
+from nodeserver.protocol.cluster import Held
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -85,9 +86,26 @@ class Index(Derived):
         Raises ``OSError``.
         """
         query = "SELECT id FROM chunk WHERE bucket = ? AND id >= ? AND id < ? AND stored_ns < ?"
-        end = bytes([beyond]) if beyond < 256 else b"\xff" * 33
         with as_oserror():
-            return [row[0] for row in self._db.execute(query, (bucket, bytes([first]), end, before_ns))]
+            return [row[0] for row in self._db.execute(query, (bucket, bytes([first]), _end(beyond), before_ns))]
+
+    def listing(self, bucket: bytes, first: int, beyond: int) -> list[Held]:
+        """The chunks whose ids begin with a byte from ``first`` on and below ``beyond``. Raises ``OSError``."""
+        query = "SELECT id, length, stored_ns FROM chunk WHERE bucket = ? AND id >= ? AND id < ?"
+        with as_oserror():
+            rows = self._db.execute(query, (bucket, bytes([first]), _end(beyond)))
+            return [Held(chunk, length, stored_ns) for chunk, length, stored_ns in rows]
+
+    def stored(self, bucket: bytes, ids: Collection[bytes]) -> list[Held]:
+        """Those of ``ids`` that are in packs. Raises ``OSError``."""
+        found: list[Held] = []
+        rest = iter(ids)
+        with as_oserror():
+            while some := list(islice(rest, AT_ONCE)):
+                marks = ",".join("?" * len(some))
+                query = f"SELECT id, length, stored_ns FROM chunk WHERE bucket = ? AND id IN ({marks})"  # noqa: S608
+                found += [Held(*row) for row in self._db.execute(query, (bucket, *some))]
+        return found
 
     def packs(self) -> dict[tuple[bytes, int], int]:
         """How many bytes of each (bucket, pack) are in the index."""
@@ -145,3 +163,8 @@ class Index(Derived):
             dead[place.pack] += RECORD_HEADER + place.length
         rows = [(size, bucket, number) for number, size in dead.items()]
         self._db.executemany("UPDATE pack SET dead = dead + ? WHERE bucket = ? AND number = ?", rows)
+
+
+def _end(beyond: int) -> bytes:
+    """What is greater than all ids that begin with a byte below ``beyond``."""
+    return bytes([beyond]) if beyond < 256 else b"\xff" * 33

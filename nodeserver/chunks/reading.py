@@ -7,7 +7,9 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from nodeserver.chunks.disk import read_at
-from nodeserver.content.codec import ID_SIZE, CorruptChunk, verify
+from nodeserver.content import codec, erasure
+from nodeserver.content.codec import CorruptChunk
+from nodeserver.protocol.pieces import fragment_of, valid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,14 +34,23 @@ class NoChunk(LookupError):
 
 
 def check(items: Iterable[tuple[ChunkId, bytes]]) -> None:
-    """Check ids and checksums. Raises ``CorruptChunk``, ``ValueError`` for an id that cannot be one."""
-    for chunk, stored in items:
-        if len(chunk) != ID_SIZE:
-            raise ValueError(f"a chunk id has {ID_SIZE} bytes, not {len(chunk)}")
+    """Check ids and checksums of chunks and fragments.
+
+    Raises ``CorruptChunk``, ``ValueError`` for an id that cannot be one.
+    """
+    for piece, stored in items:
+        if not valid(piece):
+            raise ValueError(f"{piece.hex()} cannot be the id of a chunk or fragment")
         try:
-            verify(stored)
-        except CorruptChunk as error:
-            raise CorruptChunk(f"chunk {chunk.hex()}: {error}", chunk) from error
+            fragment = fragment_of(piece)
+            if fragment is None:
+                codec.verify(stored)
+            else:
+                found = erasure.verify(stored)
+                if fragment != (found.coding.k, found.coding.m, found.index):
+                    raise CorruptChunk(f"this is fragment {found.index} of {found.coding.k}+{found.coding.m}")
+        except (CorruptChunk, erasure.CorruptFragment) as error:
+            raise CorruptChunk(f"chunk {piece.hex()}: {error}", piece) from error
 
 
 def read(wanted: Iterable[tuple[ChunkId, Located]]) -> list[tuple[ChunkId, bytes]]:

@@ -27,15 +27,21 @@ def recover(root: Path, packs: Packs, index: Index) -> None:
         shutil.rmtree(leftover)
     known = index.packs()
     for directory in root.iterdir():
-        try:
-            bucket = bytes.fromhex(directory.name)
-        except ValueError:
+        if not (bucket := bucket_of(directory)):
             continue
         for number in packs.numbers(bucket):
             _recover_pack(packs, index, bucket, number, known.pop((bucket, number), 0))
     for bucket, number in known:
         if gone := index.cut(bucket, number, 0):
             log.error("pack %s is gone, and %d chunks with it", packs.path(bucket, number), gone)
+
+
+def bucket_of(directory: Path) -> bytes | None:
+    """The id of the bucket whose chunks a directory of the store has; None when it is for something else."""
+    try:
+        return bytes.fromhex(directory.name)
+    except ValueError:
+        return None
 
 
 def discard(root: Path, bucket: bytes) -> Path | None:

@@ -20,8 +20,10 @@ from nodeserver.chunks.files import Files
 from nodeserver.chunks.index import Index
 from nodeserver.chunks.pack import Packs
 from nodeserver.chunks.reading import Located, NoChunk, check, read
-from nodeserver.chunks.recovery import discard, recover
+from nodeserver.chunks.recovery import bucket_of, discard, recover
 from nodeserver.content.codec import CorruptChunk
+from nodeserver.protocol.cluster import Held
+from nodeserver.protocol.pieces import CHUNK_ID
 from nodeserver.protocol.wire import MAX_BATCH_BYTES
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from nodeserver.protocol.wire import ChunkId
 
 SMALL = 64 * 1024
-"""Stored chunks of fewer bytes go into packs."""
+"""Stored chunks of fewer bytes go into packs; fragments never do."""
 DISK_THREADS = 8
 RECENT = 16 * 1024
 """Chunks that are known to be stored without looking: a commit mostly refers to what was put just before."""
@@ -147,6 +149,22 @@ class DiskStore(ChunkStore):
     async def older(self, bucket: bytes, first: int, beyond: int, before_ns: int) -> set[ChunkId]:
         return await self._run(self._upkeep, partial(self._older, bucket, first, beyond, before_ns))
 
+    # Pieces: what a node of a cluster has.
+
+    async def find(self, bucket: bytes, chunks: Sequence[ChunkId]) -> list[Held]:
+        """The pieces there are of some chunks. Does not look at their content."""
+        found = await self._run(self._reader, partial(self._find, bucket, chunks))
+        return [held for held in found if (bucket, held.piece) not in self._damaged]
+
+    async def listing(self, bucket: bytes, first: int, beyond: int) -> list[Held]:
+        """All pieces whose ids begin with a byte from ``first`` on and below ``beyond``, ascending."""
+        found = await self._run(self._upkeep, partial(self._listing, bucket, first, beyond))
+        return [held for held in found if (bucket, held.piece) not in self._damaged]
+
+    async def buckets(self) -> list[bytes]:
+        """The buckets that something is stored of."""
+        return await self._run(self._upkeep, self._buckets)
+
     async def compact(self, bucket: bytes, step: Callable[[], Awaitable[None]]) -> int:
         freed = 0
         for number, dead in await self._run(self._writer, partial(self._index.wasteful, bucket, WASTE)):
@@ -181,7 +199,7 @@ class DiskStore(ChunkStore):
         await asyncio.to_thread(self._close)
 
     async def _put(self, bucket: bytes, items: Sequence[tuple[ChunkId, bytes]]) -> None:
-        if len(items) == 1 and len(items[0][1]) >= SMALL:
+        if len(items) == 1 and not _packed(*items[0]):
             await self._run(self._disk, partial(self._write_one, bucket, *items[0]))
             self._remember(bucket, [items[0][0]])
             return
@@ -190,11 +208,11 @@ class DiskStore(ChunkStore):
             verified()
         else:
             await self._run(self._disk, verified)
-        small = {chunk: stored for chunk, stored in items if len(stored) < SMALL}
+        small = {chunk: stored for chunk, stored in items if _packed(chunk, stored)}
         jobs = [
             self._run(self._disk, partial(self._write_file, bucket, chunk, stored))
             for chunk, stored in items
-            if len(stored) >= SMALL
+            if chunk not in small
         ]
         if small:
             jobs.append(self._appender.append(bucket, small))
@@ -290,6 +308,27 @@ class DiskStore(ChunkStore):
         packed = self._upkeep_index.older(bucket, first, beyond, before_ns)
         return {*packed, *self._files.older(bucket, first, beyond, before_ns)}
 
+    def _find(self, bucket: bytes, chunks: Sequence[ChunkId]) -> list[Held]:
+        found = self._lookups.stored(bucket, chunks)
+        packed = {held.piece for held in found}
+        fragmented = self._files.has_fragments(bucket)
+        for chunk in chunks:
+            if chunk not in packed and self._files.has(bucket, chunk) and (held := self._files.held(bucket, chunk)):
+                found.append(held)
+            if fragmented:
+                found += self._files.fragments(bucket, chunk)
+        return sorted(found, key=_piece)
+
+    def _listing(self, bucket: bytes, first: int, beyond: int) -> list[Held]:
+        found = [
+            *self._upkeep_index.listing(bucket, first, beyond),
+            *self._files.listing(bucket, first, beyond),
+        ]
+        return sorted({held.piece: held for held in found}.values(), key=_piece)
+
+    def _buckets(self) -> list[bytes]:
+        return sorted(bucket for path in self._root.iterdir() if (bucket := bucket_of(path)))
+
     def _drop(self, bucket: bytes) -> Path | None:
         self._packs.close(bucket)
         trash = discard(self._root, bucket)
@@ -303,6 +342,15 @@ def _next(moving: Iterator[Moving]) -> Moving | None:
         return next(moving, None)
     except FileNotFoundError:  # the pack went with its bucket
         return None
+
+
+def _packed(piece: bytes, stored: bytes) -> bool:
+    """Whether a piece goes into a pack: its records name whole chunks."""
+    return len(stored) < SMALL and len(piece) == CHUNK_ID
+
+
+def _piece(held: Held) -> bytes:
+    return held.piece
 
 
 def _load(place: Located) -> bytes:
