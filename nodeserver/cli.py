@@ -8,7 +8,6 @@ import logging
 import re
 import sys
 import tomllib
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,17 +15,16 @@ import click
 
 from nodeserver import __version__
 from nodeserver.access.tokens import Right
-from nodeserver.chunks import ChunkStore
 from nodeserver.chunks.s3 import Address
 from nodeserver.cli_chunks import ChunksAddress, Size, open_chunks
 from nodeserver.cli_durability import durability
 from nodeserver.cli_metadata import metadata as metadata_group
+from nodeserver.cli_serve import Plan, run
 from nodeserver.cli_workers import workers
 from nodeserver.datadir import DataDir, hold
-from nodeserver.failures import EXIT_ADDRESS, EXIT_USAGE, Failure, failures
-from nodeserver.http.server import bind, serve
-from nodeserver.metadata.secrets import common
-from nodeserver.metadata.store import Metadata
+from nodeserver.failures import EXIT_USAGE, Failure, failures
+from nodeserver.http.assembly import Standing
+from nodeserver.joining import join_token as find_join_token
 from nodeserver.workers.schedule import Times
 
 DEFAULT_LISTEN = "127.0.0.1:7070"
@@ -127,6 +125,51 @@ class Duration(click.ParamType[float]):
     metavar="TIME",
     help="How often versions that no policy keeps are taken out.",
 )
+@click.option("--join", metavar="URL", help="Become a node of the cluster of this server, and keep chunks for it.")
+@click.option("--join-token", metavar="TOKEN", help="What `nodeserver token join` printed there.")
+@click.option(
+    "--join-token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A file with it, instead of --join-token.",
+)
+@click.option("--url", metavar="URL", help="Where others reach this server.  [default: the address it listens on]")
+@click.option("--zone", default="", help="What fails together with this node: a rack, a room.")
+@click.option("--region", default="", help="Where the zone is.")
+@click.option(
+    "--weight", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="Its share of chunks."
+)
+@click.option(
+    "--roles",
+    type=click.Choice(["metadata,chunks", "metadata", "chunks"]),
+    help="What it answers for.  [default: metadata,chunks; with --join chunks]",
+)
+@click.option(
+    "--scrub-period",
+    type=Duration(),
+    default="30d",
+    show_default=True,
+    metavar="TIME",
+    help="In which the checksum of everything on the disk is looked at.",
+)
+@click.option(
+    "--down-after",
+    type=Duration(),
+    default="15s",
+    show_default=True,
+    metavar="TIME",
+    help="How long a node may be silent until it is taken for down.",
+)
+@click.option(
+    "--repair-after",
+    type=Duration(),
+    default="15m",
+    show_default=True,
+    metavar="TIME",
+    help="How long a node may be down until others get what it has.",
+)
+@click.option(
+    "--beat", type=Duration(), default="3s", show_default=True, metavar="TIME", help="Between two signs of life."
+)
 @_config
 def serve_command(
     data: Path,
@@ -135,9 +178,15 @@ def serve_command(
     chunks: Address | None,
     capacity: int | None,
     insecure: bool,
-    gc_grace: float,
-    gc_interval: float,
-    retention_interval: float,
+    join: str | None,
+    join_token: str | None,
+    join_token_file: Path | None,
+    url: str | None,
+    zone: str,
+    region: str,
+    weight: float,
+    roles: str | None,
+    **times: float,
 ) -> None:
     """Serve until SIGTERM; prints "ready URL" once requests are answered."""
     host, port = _address(listen)
@@ -150,59 +199,45 @@ def serve_command(
     if chunks and chunks.plain and not insecure:
         raise Failure("the endpoint of --chunks is reached by plain HTTP: use https, or --insecure.", EXIT_USAGE)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    if roles and "metadata" in roles and join:
+        raise Failure(
+            "a node that joins keeps chunks alone: metadata on several servers takes --metadata postgresql://, "
+            "and no --join",
+            EXIT_USAGE,
+        )
+    if join and (metadata or chunks):
+        raise Failure("--join takes neither --metadata nor --chunks", EXIT_USAGE)
     with failures(), hold(data.resolve()) as directory:
-        times = Times(gc_grace, gc_interval, retention_interval)
+        if roles == "chunks" and not join and not directory.joined:
+            raise Failure("a node with chunks alone has to --join a cluster", EXIT_USAGE)
+        standing = Standing(url or "", zone, region, weight, (roles or "metadata,chunks").split(","))
         store = partial(open_chunks, directory.path, chunks, capacity)
-        asyncio.run(_serve(directory, host, port, metadata or directory.metadata_url, store, times))
+        joining = (join, find_join_token(join_token, join_token_file)) if join else None
+        plan = Plan(host, port, metadata, store, Times(**times), standing, joining)
+        asyncio.run(run(directory, plan))
 
 
 @main.command()
+@click.argument("kind", type=click.Choice(["join"]), required=False)
 @_data
 @click.option("--subject", default="user", show_default=True, help="Who the token is for; shown as author of versions.")
 @click.option("--right", type=click.Choice(["admin", "read"]), default="read", show_default=True)
-@click.option("--days", type=click.FloatRange(min=0, min_open=True), help="How long it is valid.  [default: for ever]")
-def token(data: Path, subject: str, right: Right, days: float | None) -> None:
-    """Print a new token for the server on a data directory; it may be running."""
+@click.option(
+    "--days",
+    type=click.FloatRange(min=0, min_open=True),
+    help="How long it is valid.  [default: for ever; a join token a day]",
+)
+def token(kind: str | None, data: Path, subject: str, right: Right, days: float | None) -> None:
+    """Print a new token for the server on a data directory; it may be running.
+
+    With join, one that makes another server a node of the cluster (serve --join), and nothing else.
+    """
+    if kind == "join":
+        subject, right, days = "join", "join", days or 1.0
     if not (data / "signing.key").exists():
         raise Failure(f"{data} is not the data directory of a server")
     with failures():
         click.echo(DataDir(data.resolve()).keys().mint(subject, right, days * DAY if days else None))
-
-
-async def _serve(
-    directory: DataDir, host: str, port: int, url: str, store: Callable[[], Awaitable[ChunkStore]], times: Times
-) -> None:
-    keys = directory.keys()
-    try:
-        listener = bind(host, port)
-    except OSError as error:
-        raise Failure(f"cannot listen on {host}:{port}: {error.strerror or error}", EXIT_ADDRESS) from error
-
-    def ready(url: str) -> None:
-        directory.note_address(url)
-        click.echo(f"ready {url}")
-
-    with listener:
-        metadata = await Metadata.open(url)
-        try:
-            if metadata.shared:
-                directory.adopt(await metadata.write_across(common, directory.secrets()))
-                keys = directory.keys()
-            chunks = await store()
-            try:
-                await serve(
-                    listener,
-                    metadata=metadata,
-                    chunks=chunks,
-                    keys=keys,
-                    node=directory.node,
-                    times=times,
-                    ready=ready,
-                )
-            finally:
-                await chunks.close()
-        finally:
-            await metadata.close()
 
 
 def _address(listen: str) -> tuple[str, int]:

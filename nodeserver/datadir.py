@@ -20,6 +20,8 @@ from nodeserver.protocol.ids import new_id
 ADMIN_TOKEN = "admin.token"  # noqa: S105 - a file
 ADDRESS = "address"
 """The file with the URL that the server was reached at when it started last."""
+JOINED = "cluster.json"
+"""The file that a node without metadata keeps what it knows of its cluster in."""
 FORMAT = 1
 """The layout of the directory; a change of it needs a step that makes the old one into the new one."""
 
@@ -43,6 +45,17 @@ class Identity(msgspec.Struct, omit_defaults=True):
     """16 bytes in hexadecimal."""
     audience: str = ""
     """Of tokens, where it is not the id: that of the server whose signing key all on its database use."""
+
+
+class Joined(msgspec.Struct):
+    """What ``cluster.json`` holds: a node without metadata belongs to this cluster."""
+
+    audience: str
+    public_key: str
+    """PEM."""
+    token: str
+    map: bytes
+    """Packed."""
 
 
 class DataDir:
@@ -97,6 +110,26 @@ class DataDir:
         replace(self.path / "node.json", _json(self._identity))
         replace(self.path / "signing.key", secrets["signing.key"])
         log.info("took over the signing key of the other servers on the database; admin.token is new")
+
+    @property
+    def joined(self) -> Joined | None:
+        """The cluster that this is a node of, without metadata of its own. Raises ``Damaged``, ``OSError``."""
+        try:
+            return msgspec.json.decode((self.path / JOINED).read_bytes(), type=Joined)
+        except FileNotFoundError:
+            return None
+        except msgspec.MsgspecError as error:
+            raise Damaged(f"{self.path / JOINED}: {error}") from error
+
+    def join(self, joined: Joined) -> None:
+        """Belong to a cluster from now on. Raises ``OSError``."""
+        replace(self.path / ADMIN_TOKEN, joined.token.encode() + b"\n")
+        replace(self.path / JOINED, msgspec.json.encode(joined))
+
+    @property
+    def has_metadata(self) -> bool:
+        """Whether a server ran here with metadata of its own."""
+        return (self.path / "metadata.sqlite").exists() or (self.path / "signing.key").exists()
 
     @property
     def _audience(self) -> str:

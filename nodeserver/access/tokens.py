@@ -8,12 +8,14 @@ from collections import OrderedDict
 from typing import Literal
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
+    load_pem_public_key,
 )
 
 ALGORITHM = "EdDSA"
@@ -22,7 +24,7 @@ CACHE = 1024
 TOKEN_MAX = 4096
 """A longer token is not looked at."""
 
-Right = Literal["admin", "read"]
+Right = Literal["admin", "read", "join"]
 
 
 class InvalidToken(Exception):
@@ -43,23 +45,36 @@ class Identity:
     """Seconds since the epoch."""
 
     def require(self, right: Right) -> None:
-        """Raises ``Forbidden``. ``admin`` may do everything, ``read`` may look at everything."""
-        if right == "admin" and self.right != "admin":
-            raise Forbidden(f"{self.subject} may only read")
+        """Raises ``Forbidden``. ``admin`` may do everything, ``read`` may look at everything, ``join`` nothing but
+        make a server a node of the cluster."""
+        if self.right not in (right, "admin"):
+            raise Forbidden(f"the right of {self.subject} is {self.right}, and this takes {right}")
 
 
 class Keys:
-    """A signing key: mints tokens for one server and verifies them."""
+    """Verifies the tokens of one cluster; with its signing key, mints them."""
 
     def __init__(self, pem: bytes, audience: str) -> None:
-        """Raises ``ValueError`` when ``pem`` is not an Ed25519 key."""
-        key = load_pem_private_key(pem, password=None)
-        if not isinstance(key, Ed25519PrivateKey):
-            raise ValueError("the signing key is not an Ed25519 key")
-        self._key = key
-        self._public = key.public_key()
-        self._audience = audience
+        """``pem`` is the signing key or its public half. Raises ``ValueError`` when it is no Ed25519 key."""
+        self._key: Ed25519PrivateKey | None = None
+        if b"PRIVATE" in pem:
+            key = load_pem_private_key(pem, password=None)
+            if not isinstance(key, Ed25519PrivateKey):
+                raise ValueError("the signing key is not an Ed25519 key")
+            self._key = key
+            self._public = key.public_key()
+        else:
+            public = load_pem_public_key(pem)
+            if not isinstance(public, Ed25519PublicKey):
+                raise ValueError("the public key is not an Ed25519 key")
+            self._public = public
+        self.audience = audience
         self._verified: OrderedDict[str, Identity] = OrderedDict()
+
+    @property
+    def public(self) -> bytes:
+        """What verifies the tokens: the public key, in PEM."""
+        return self._public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
     @staticmethod
     def generate() -> bytes:
@@ -67,9 +82,14 @@ class Keys:
         return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     def mint(self, subject: str, right: Right, lifetime: float | None = None) -> str:
-        """A token for ``subject``, valid for ``lifetime`` seconds; None: until the key changes."""
+        """A token for ``subject``, valid for ``lifetime`` seconds; None: until the key changes.
+
+        Raises ``Forbidden`` without the signing key.
+        """
+        if self._key is None:
+            raise Forbidden("this node has no signing key: a node with the role metadata has")
         now = int(time.time())
-        claims = {"sub": subject, "aud": self._audience, "iat": now, "right": right}
+        claims = {"sub": subject, "aud": self.audience, "iat": now, "right": right}
         if lifetime is not None:
             claims["exp"] = now + int(lifetime)
         return jwt.encode(claims, self._key, algorithm=ALGORITHM)
@@ -97,7 +117,7 @@ class Keys:
                 token,
                 self._public,
                 algorithms=[ALGORITHM],
-                audience=self._audience,
+                audience=self.audience,
                 options={"require": ["sub", "aud", "right"], "verify_iat": False},
             )
         except jwt.ExpiredSignatureError as error:
@@ -106,6 +126,6 @@ class Keys:
             raise InvalidToken("the token is for another server") from error
         except jwt.PyJWTError as error:
             raise InvalidToken("the token is not valid") from error
-        if claims["right"] not in ("admin", "read"):
+        if claims["right"] not in ("admin", "read", "join"):
             raise InvalidToken("the token grants a right that this server does not know")
         return Identity(claims["sub"], claims["right"], claims.get("exp"))

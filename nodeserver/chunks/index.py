@@ -96,6 +96,13 @@ class Index(Derived):
             rows = self._db.execute(query, (bucket, bytes([first]), _end(beyond)))
             return [Held(chunk, length, stored_ns) for chunk, length, stored_ns in rows]
 
+    def totals(self, bucket: bytes) -> tuple[int, int]:
+        """How many chunks of a bucket are in packs, and their bytes. Raises ``OSError``."""
+        with as_oserror():
+            query = "SELECT count(*), total(length) FROM chunk WHERE bucket = ?"
+            count, size = self._db.execute(query, (bucket,)).fetchone()
+            return int(count), int(size)
+
     def stored(self, bucket: bytes, ids: Collection[bytes]) -> list[Held]:
         """Those of ``ids`` that are in packs. Raises ``OSError``."""
         found: list[Held] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 SMALL = 64 * 1024
 """Stored chunks of fewer bytes go into packs; fragments never do."""
 DISK_THREADS = 8
+SAMPLED = 10_000
+"""Files of a bucket that are looked at for an estimate of all."""
 RECENT = 16 * 1024
 """Chunks that are known to be stored without looking: a commit mostly refers to what was put just before."""
 
@@ -56,6 +59,10 @@ class DiskStore(ChunkStore):
         self._damaged: set[tuple[bytes, ChunkId]] = set()
         self._recent: dict[tuple[bytes, ChunkId], None] = {}
         self._drops = 0  # what was found before one must not be remembered after it
+        self.met: set[tuple[bytes, ChunkId]] = set()
+        """Damaged pieces that a read found, for who tells others of them and empties this."""
+        self.verified: Callable[[ChunkId], int] = lambda _: 0
+        """When the checksum of a piece was last found right, for who looks at them all."""
         self._stuck: dict[tuple[bytes, int], int] = {}
         """Packs that could not be compacted, and how many of their bytes were dead then."""
         self._appender = Appender(lambda bucket, chunks: self._run(self._writer, partial(self._write, bucket, chunks)))
@@ -123,6 +130,7 @@ class DiskStore(ChunkStore):
             return await self._run(self._disk, partial(read, wanted))
         except CorruptChunk as error:
             self._damaged.add((bucket, error.chunk))
+            self.met.add((bucket, error.chunk))
             self._recent.pop((bucket, error.chunk), None)
             raise
 
@@ -154,12 +162,26 @@ class DiskStore(ChunkStore):
     async def find(self, bucket: bytes, chunks: Sequence[ChunkId]) -> list[Held]:
         """The pieces there are of some chunks. Does not look at their content."""
         found = await self._run(self._reader, partial(self._find, bucket, chunks))
+        for held in found:
+            held.verified_ns = max(held.stored_ns, self.verified(held.piece))
         return [held for held in found if (bucket, held.piece) not in self._damaged]
 
     async def listing(self, bucket: bytes, first: int, beyond: int) -> list[Held]:
         """All pieces whose ids begin with a byte from ``first`` on and below ``beyond``, ascending."""
         found = await self._run(self._upkeep, partial(self._listing, bucket, first, beyond))
         return [held for held in found if (bucket, held.piece) not in self._damaged]
+
+    async def quarantine(self, bucket: bytes, piece: ChunkId) -> None:
+        """Take a damaged piece out of the store; what is left of it is kept beside, for who wants to look at it."""
+        place = await self.locate(bucket, piece)
+        if place is not None:
+            await self._run(self._disk, partial(self._set_aside, place, f"{bucket.hex()}-{piece.hex()}"))
+        with self.doom(bucket, [piece]) as unused:
+            await self.delete(bucket, unused)
+
+    async def totals(self) -> tuple[int, int]:
+        """How many pieces there are, and their bytes; estimated when there are very many."""
+        return await self._run(self._upkeep, self._totals)
 
     async def buckets(self) -> list[bytes]:
         """The buckets that something is stored of."""
@@ -325,6 +347,26 @@ class DiskStore(ChunkStore):
             *self._files.listing(bucket, first, beyond),
         ]
         return sorted({held.piece: held for held in found}.values(), key=_piece)
+
+    def _set_aside(self, place: Located, name: str) -> None:
+        directory = self._root / "quarantine"
+        make_dir(directory)
+        (directory / name).write_bytes(_load(place))
+
+    def _totals(self) -> tuple[int, int]:
+        pieces = size = 0
+        for bucket in self._buckets():
+            seen = Counter[int]()
+            for first in range(256):
+                for held in (*self._files.listing(bucket, first, first + 1),):
+                    seen[0] += 1
+                    seen[1] += held.size
+                if seen[0] > SAMPLED:
+                    seen = Counter({key: value * 256 // (first + 1) for key, value in seen.items()})
+                    break
+            packed = self._upkeep_index.totals(bucket)
+            pieces, size = pieces + seen[0] + packed[0], size + seen[1] + packed[1]
+        return pieces, size
 
     def _buckets(self) -> list[bytes]:
         return sorted(bucket for path in self._root.iterdir() if (bucket := bucket_of(path)))

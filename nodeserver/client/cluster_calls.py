@@ -8,10 +8,14 @@ from nodeserver.client.calls import Calls, of_bucket
 from nodeserver.client.connection import Buffer
 from nodeserver.protocol.cluster import (
     MAX_FIND,
+    Beat,
     ChunksAsked,
     ChunkWhere,
     ClusterAnswer,
     ClusterStatus,
+    Join,
+    Joined,
+    Member,
     MovePreview,
     NodeChange,
     Nodes,
@@ -27,6 +31,16 @@ class ClusterCalls(Calls):
     async def cluster(self, epoch: int = 0, *, deadline: float | None = None) -> ClusterAnswer:
         """The cluster map, unless it is still the one of ``epoch``."""
         return await self._get(f"cluster?epoch={epoch}", ClusterAnswer, deadline)
+
+    async def join(self, member: Member, *, deadline: float | None = None) -> Joined:
+        """Become a node, with a token for that."""
+        seconds = self._seconds(deadline)
+        return await self._node.call("POST", "cluster/join", Joined, body=pack(Join(member)), deadline=seconds)
+
+    async def beat(self, beat: Beat, *, deadline: float | None = None) -> ClusterAnswer:
+        """Say that a node is there; the cluster map, unless it has the newest."""
+        seconds = self._seconds(deadline)
+        return await self._node.call("POST", "cluster/beat", ClusterAnswer, body=pack(beat), deadline=seconds)
 
     async def nodes(self, *, deadline: float | None = None) -> Nodes:
         """All nodes, with what they last said of themselves."""

@@ -12,7 +12,7 @@ from nodeserver.http.codec import answer, read
 from nodeserver.http.problems import Refused
 from nodeserver.http.services import Services, identity, services
 from nodeserver.metadata.buckets import BucketRow
-from nodeserver.metadata.checks import check_bucket, check_quota
+from nodeserver.metadata.checks import check_bucket, check_quota, check_redundancy
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.names import valid_bucket
 from nodeserver.protocol.wire import Bucket, Buckets, BucketSettings, NewBucket, Usage
@@ -48,6 +48,8 @@ class BucketEndpoint(HTTPEndpoint):
         if settings.quota_bytes is not UNSET:
             check_quota(settings.quota_bytes)
             row = await here.metadata.set_quota(row.name, settings.quota_bytes)
+        if settings.redundancy is not UNSET:
+            row = await here.metadata.set_redundancy(row.name, check_redundancy(settings.redundancy))
         return answer(request, _bucket(here, row))
 
     async def delete(self, request: Request) -> Response:
@@ -65,7 +67,7 @@ def usage(here: Services, row: BucketRow) -> Usage:
 
 
 def _bucket(here: Services, row: BucketRow) -> Bucket:
-    return Bucket(row.id, row.name, row.root, row.chunk_key, row.created_ns, row.seq, usage(here, row))
+    return Bucket(row.id, row.name, row.root, row.chunk_key, row.created_ns, row.seq, usage(here, row), row.redundancy)
 
 
 def _name(request: Request) -> str:

@@ -61,7 +61,8 @@ async def changes(request: Request) -> Response:
     limit = integer_parameter(request, "limit", MAX_CHANGES, 1, MAX_CHANGES)
     wait = seconds_parameter(request, "wait", MAX_WAIT)
     seq, found = await here.metadata.changes(bucket, since, limit, wait)
-    return answer(request, Changes(seq, found, usage(here, await here.metadata.bucket(bucket))))
+    row = await here.metadata.bucket(bucket)
+    return answer(request, Changes(seq, found, usage(here, row), row.redundancy, here.membership.map.epoch))
 
 
 ROUTES = [

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from nodeserver import __version__
 from nodeserver.http.codec import answer
-from nodeserver.http.services import identity, services
+from nodeserver.http.services import identity, node_services
 from nodeserver.protocol.wire import PROTOCOL, Server
 
 
@@ -20,9 +20,20 @@ async def health(_request: Request) -> Response:
 
 async def server(request: Request) -> Response:
     identity(request)
-    here = services(request)
-    space = here.chunks.usage()
-    answered = Server(here.node, __version__, PROTOCOL, time.time_ns(), space.capacity_bytes, space.free_bytes)
+    here = node_services(request)
+    space = here.space()
+    roles = next((list(node.roles) for node in here.membership.map.nodes if node.id == here.node), [])
+    answered = Server(
+        here.node,
+        __version__,
+        PROTOCOL,
+        time.time_ns(),
+        space.capacity_bytes,
+        space.free_bytes,
+        bytes.fromhex(here.keys.audience),
+        here.membership.map.epoch,
+        roles,
+    )
     return answer(request, answered)
 
 

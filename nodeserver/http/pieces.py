@@ -13,7 +13,7 @@ from nodeserver.content.codec import MAX_STORED, CorruptChunk
 from nodeserver.content.erasure import HEADER
 from nodeserver.http.codec import answer, hex_id, integer_parameter, read, read_body
 from nodeserver.http.problems import Refused
-from nodeserver.http.services import identity, services
+from nodeserver.http.services import identity, node_services
 from nodeserver.protocol.cluster import MAX_FIND, ChunksAsked, PieceBatch, PieceBuckets, PieceIds, Pieces
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.pieces import CHUNK_ID, FRAGMENT_ID, PieceId, valid
@@ -105,7 +105,7 @@ async def _put(store: DiskStore, bucket: bytes, pieces: list[tuple[PieceId, byte
 
 
 def _store(request: Request) -> DiskStore:
-    store = services(request).pieces
+    store = node_services(request).pieces
     if store is None:
         raise Refused(Code.NO_ROUTE, "this server keeps no pieces of chunks")
     return store

@@ -17,9 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nodeserver.access.tokens import Forbidden, InvalidToken
 from nodeserver.chunks import NoChunk, StoreUnavailable
 from nodeserver.content.codec import CorruptChunk
-from nodeserver.http.services import Services
+from nodeserver.http.services import NodeServices
 from nodeserver.metadata import checks, errors
 from nodeserver.metadata.database import is_full
+from nodeserver.placement.map import BadMap
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.wire import Problem
 from nodeserver.workers.registry import Interrupted, NoWorker
@@ -47,6 +48,9 @@ _CODES: dict[type[Exception], Code] = {
     checks.Invalid: Code.MALFORMED,
     errors.NoBucket: Code.NO_BUCKET,
     errors.NoFile: Code.NO_FILE,
+    errors.NoNode: Code.NO_ROUTE,
+    errors.RemovedNode: Code.FORBIDDEN,
+    BadMap: Code.MALFORMED,
     errors.BucketExists: Code.BUCKET_EXISTS,
     errors.BucketNotEmpty: Code.BUCKET_NOT_EMPTY,
     errors.HistoryGone: Code.HISTORY_GONE,
@@ -96,7 +100,7 @@ def problem_response(error: Refused, request_id: str) -> Response:
 class Envelope:
     """Around every request: an id, the proof of who asks, and an answer for every exception."""
 
-    def __init__(self, app: ASGIApp, services: Services) -> None:
+    def __init__(self, app: ASGIApp, services: NodeServices) -> None:
         self._app = app
         self._services = services
 

@@ -17,12 +17,8 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from nodeserver.access.tokens import Keys
-from nodeserver.chunks import ChunkStore
 from nodeserver.http.app import build
-from nodeserver.http.services import Services
-from nodeserver.metadata.store import Metadata
-from nodeserver.workers.schedule import Times, upkeep
+from nodeserver.http.services import NodeServices, Services
 
 BACKLOG = 1024
 BUFFER = 2 << 20
@@ -107,30 +103,15 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
-async def serve(
-    listener: socket.socket,
-    *,
-    metadata: Metadata,
-    chunks: ChunkStore,
-    keys: Keys,
-    node: bytes,
-    times: Times,
-    ready: Callable[[str], None],
-) -> None:
+async def serve(listener: socket.socket, services: NodeServices, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; requests in flight are finished, waiting long polls answered at once.
 
-    Takes ``listener`` over. Calls ``ready`` with the URL once requests are answered. Leaves ``metadata`` and
-    ``chunks`` open.
+    Takes ``listener`` over. Calls ``ready`` with the URL once requests are answered. Leaves stores and database open.
     """
-    care = upkeep(metadata, chunks, times)
-    await care.collector.recover()
-    services = Services(
-        node=node, metadata=metadata, chunks=chunks, keys=keys, retention=care.retention, workers=care.workers
-    )
     address, url = listener.getsockname()[:2], url_of(listener)
     requests = _InFlight(build(services))
     server = _Embedded(requests, listener)
-    async with care.workers.running(), asyncio.TaskGroup() as tasks:
+    async with services.membership.running(), services.workers.running(), asyncio.TaskGroup() as tasks:
         serving = tasks.create_task(server.serve())
         await _first_answer(*address)
         stop = _on_signal()
@@ -140,8 +121,9 @@ async def serve(
         notify_systemd("READY=1")
         await asyncio.wait([serving, stop], return_when=asyncio.FIRST_COMPLETED)
         notify_systemd("STOPPING=1")
-        metadata.release()
-        care.workers.stop()
+        if isinstance(services, Services):
+            services.metadata.release()
+        services.workers.stop()
         server.shut()
         _, late = await asyncio.wait([serving], timeout=GRACE)
         if late:

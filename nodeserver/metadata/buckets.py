@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from nodeserver.metadata import tables
+from nodeserver.metadata.checks import check_redundancy
 from nodeserver.metadata.errors import BucketExists, BucketNotEmpty, NoBucket
 from nodeserver.metadata.tree import Inode
 from nodeserver.protocol.ids import new_id
@@ -29,6 +30,7 @@ OWNED = (
     tables.retention,
     tables.hold,
     tables.condemned,
+    tables.repair,
     tables.file,
 )
 """The tables with rows of a bucket."""
@@ -49,6 +51,7 @@ class BucketRow:
     used_bytes: int
     used_files: int
     quota_bytes: int | None
+    redundancy: str
 
 
 def find(connection: Connection, name: str) -> BucketRow:
@@ -84,6 +87,7 @@ def create(connection: Connection, name: str, new: NewBucket, now_ns: int) -> Bu
         "used_bytes": 0,
         "used_files": 0,
         "quota_bytes": new.quota_bytes,
+        "redundancy": check_redundancy(new.redundancy),
     }
     made = connection.execute(insert(tables.bucket), values).inserted_primary_key
     assert made is not None
@@ -94,6 +98,17 @@ def create(connection: Connection, name: str, new: NewBucket, now_ns: int) -> Bu
 def set_quota(connection: Connection, name: str, quota: int | None) -> BucketRow:
     """Limit a bucket to ``quota`` bytes, None for no limit. Raises ``NoBucket``."""
     connection.execute(update(tables.bucket).where(_bucket.name == name).values(quota_bytes=quota))
+    return find(connection, name)
+
+
+def redundancy(connection: Connection, id_: bytes) -> str:
+    """The setting of the bucket with an id; empty when there is none."""
+    return connection.execute(select(_bucket.redundancy).where(_bucket.id == id_)).scalar() or ""
+
+
+def set_redundancy(connection: Connection, name: str, redundancy: str) -> BucketRow:
+    """Have a bucket's chunks kept in another way from now on. Raises ``NoBucket``."""
+    connection.execute(update(tables.bucket).where(_bucket.name == name).values(redundancy=redundancy))
     return find(connection, name)
 
 

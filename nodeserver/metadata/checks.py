@@ -6,6 +6,7 @@ import os
 import stat
 
 from nodeserver.content.manifest import MAX_INLINE, MAX_SIZE, BadManifest, check_slices
+from nodeserver.placement.scheme import BadScheme, parse_scheme
 from nodeserver.protocol.names import NAME_MAX, valid_name
 from nodeserver.protocol.wire import (
     MAX_COMMIT_CHUNKS,
@@ -58,6 +59,15 @@ def check_bucket(new: NewBucket) -> None:
     _within(_U32, uid=new.uid, gid=new.gid)
     _within((0, 0o7777), mode=new.mode)
     check_quota(new.quota_bytes)
+    check_redundancy(new.redundancy)
+
+
+def check_redundancy(setting: str) -> str:
+    """The spelt-out form of a bucket's redundancy. Raises ``Invalid``."""
+    try:
+        return str(parse_scheme(setting)) if setting else ""
+    except BadScheme as error:
+        raise Invalid(str(error)) from error
 
 
 def check_quota(quota: int | None) -> None:

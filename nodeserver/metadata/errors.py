@@ -43,5 +43,13 @@ class Doomed(Refusal):
         self.ids = ids
 
 
+class NoNode(Refusal):
+    """There is no such node in the cluster."""
+
+
+class RemovedNode(Refusal):
+    """The node was removed from the cluster, for ever."""
+
+
 class Unavailable(Exception):
     """The database cannot answer now; the request can be made again."""

@@ -61,7 +61,28 @@ def _several_servers(connection: Connection) -> None:
     connection.execute(text(f"CREATE TABLE secret (name TEXT NOT NULL PRIMARY KEY, value {bytes_} NOT NULL)"))
 
 
-STEPS: Sequence[Step] = (_history, _several_servers)
+def _clusters(connection: Connection) -> None:
+    """Format 4: nodes, leases, repairs, and the redundancy of buckets."""
+    sqlite = connection.dialect.name == "sqlite"
+    for statement in _CLUSTERS.split(";"):
+        connection.execute(text(statement.replace("BYTES", "BLOB" if sqlite else "BYTEA")))
+    rows = "WITHOUT ROWID" if sqlite else ""
+    connection.execute(
+        text(
+            f"CREATE TABLE repair (bucket INTEGER NOT NULL, chunk {'BLOB' if sqlite else 'BYTEA'} NOT NULL, "
+            f"since_ns BIGINT NOT NULL, PRIMARY KEY (bucket, chunk)) {rows}"
+        )
+    )
+
+
+_CLUSTERS = """
+ALTER TABLE bucket ADD COLUMN redundancy TEXT NOT NULL DEFAULT '';
+CREATE TABLE cluster (one INTEGER NOT NULL PRIMARY KEY, epoch BIGINT NOT NULL, map BYTES NOT NULL);
+CREATE TABLE member (id BYTES NOT NULL PRIMARY KEY, said BYTES NOT NULL, last_seen_ns BIGINT NOT NULL);
+CREATE TABLE lease (name TEXT NOT NULL PRIMARY KEY, holder BYTES NOT NULL, until_ns BIGINT NOT NULL)
+"""
+
+STEPS: Sequence[Step] = (_history, _several_servers, _clusters)
 """``STEPS[n]`` turns format ``FIRST + n`` into the next. Append only; a step that was released never changes,
 so it must spell out its SQL instead of using ``tables``."""
 

@@ -118,6 +118,10 @@ class Metadata:
         """Limit a bucket to ``quota`` bytes, None for no limit."""
         return await self._database.repeat(buckets.set_quota, name, quota)
 
+    async def set_redundancy(self, name: str, redundancy: str) -> BucketRow:
+        """Have a bucket's chunks kept in another way from now on."""
+        return await self._database.repeat(buckets.set_redundancy, name, redundancy)
+
     async def delete_bucket(self, name: str) -> None:
         """Delete an empty bucket."""
         removed = await self._database.write(buckets.remove, name)

@@ -48,6 +48,7 @@ bucket = Table(
     Column("used_bytes", BigInteger, nullable=False),  # sum of the sizes of regular files with nlink > 0
     Column("used_files", BigInteger, nullable=False),  # files and directories with nlink > 0, the root left out
     Column("quota_bytes", BigInteger),  # null: no limit
+    Column("redundancy", Text, nullable=False, server_default=""),  # as protocol.wire.Bucket has it
     sqlite_autoincrement=True,
 )
 
@@ -211,4 +212,41 @@ secret = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("value", Bytes, nullable=False),
+)
+
+# The cluster map, in one row once a server has run on the database; its epoch grows with every change.
+cluster = Table(
+    "cluster",
+    metadata,
+    Column("one", Integer, primary_key=True, autoincrement=False),  # 1
+    Column("epoch", BigInteger, nullable=False),
+    Column("map", Bytes, nullable=False),  # MessagePack of placement.map.ClusterMap
+)
+
+# What the nodes of the map last said of themselves.
+member = Table(
+    "member",
+    metadata,
+    Column("id", Bytes(16), primary_key=True),
+    Column("said", Bytes, nullable=False),  # MessagePack of protocol.cluster.Member
+    Column("last_seen_ns", BigInteger, nullable=False),
+)
+
+# Work that one server at a time does for all.
+lease = Table(
+    "lease",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Bytes(16), nullable=False),  # the id of a node
+    Column("until_ns", BigInteger, nullable=False),
+)
+
+# Chunks of which somebody met a bad or missing piece.
+repair = Table(
+    "repair",
+    metadata,
+    Column("bucket", Integer, primary_key=True, autoincrement=False),
+    Column("chunk", Bytes(32), primary_key=True),
+    Column("since_ns", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )

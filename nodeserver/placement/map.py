@@ -79,6 +79,11 @@ class ClusterMap(msgspec.Struct, frozen=True, omit_defaults=True):
         """The nodes with a role, but for those that were removed."""
         return [node for node in self.nodes if role in node.roles and node.state is not State.REMOVED]
 
+    @property
+    def sharing(self) -> list[Node]:
+        """The nodes that have a share of the chunks: those that keep some, are not drained and not removed."""
+        return [node for node in self.serving(CHUNKS) if node.state is not State.DRAINING]
+
     def with_nodes(self, *changed: Node) -> ClusterMap:
         """The next epoch: ``changed`` replace the nodes with their ids, or join. Raises ``BadMap``."""
         nodes = {node.id: node for node in self.nodes} | {node.id: node for node in changed}

@@ -65,13 +65,15 @@ def preview(
     new: ClusterMap,
     *,
     into: Preview | None = None,
+    old_scheme: Scheme | None = None,
 ) -> Preview:
     """What moves of ``chunks``, pairs of an id and the stored size in bytes, all under ``scheme``.
 
-    ``into`` is added to, for chunks of other schemes. Assumes that every chunk is at home under ``old``.
+    ``into`` is added to, for chunks of other schemes; ``old_scheme`` is what they are under now, where that differs.
+    Assumes that every chunk is at home under ``old``.
     """
     result = into or Preview()
-    before, after = Placement(old, scheme.pieces), Placement(new, scheme.pieces)
+    before, after = Placement(old, (old_scheme or scheme).pieces), Placement(new, scheme.pieces)
     giving = {node.id for node in new.nodes if node.state in (State.UP, State.DRAINING)}
     for chunk, size in chunks:
         had = [node.id for node in before.home(chunk)]

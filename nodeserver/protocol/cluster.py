@@ -77,7 +77,7 @@ class Member(msgspec.Struct, omit_defaults=True):
     region: str = ""
     weight: float = 1.0
     """Counts when it joins; later the map's counts."""
-    roles: list[str] = [METADATA, CHUNKS]
+    roles: list[str] = msgspec.field(default_factory=lambda: [METADATA, CHUNKS])
     capacity_bytes: int = 0
     free_bytes: int = 0
     used_bytes: int = 0

@@ -470,11 +470,13 @@ class WorkerStatus(msgspec.Struct):
     """Of the last run, for people."""
     error: str
     """Of the last run, empty when it went well."""
+    rate: float = 0.0
+    """Bytes a second that it reads or moves at most; 0: no limit."""
 
 
 class Workers(msgspec.Struct):
-    """``GET /v1/workers``. ``POST /v1/workers/{name}/run|pause|resume`` answer one ``WorkerStatus``; ``run`` does when
-    the run is over."""
+    """``GET /v1/workers``. ``POST /v1/workers/{name}/run|pause|resume`` and ``…/throttle?rate=N`` answer one
+    ``WorkerStatus``; ``run`` does when the run is over."""
 
     workers: list[WorkerStatus]
 

@@ -37,11 +37,17 @@ class Outcome(NamedTuple):
 class Run:
     """One run of a worker, in steps."""
 
-    def __init__(self, interrupted: Callable[[], bool] = bool) -> None:
+    def __init__(
+        self, interrupted: Callable[[], bool] = bool, rate: Callable[[], float] = float, *, ordered: bool = False
+    ) -> None:
+        self.ordered = ordered
+        """Whether somebody asked for it, rather than the clock."""
         self.done = 0
         self.total = 0
         self._interrupted = interrupted
-        self._since = time.monotonic()
+        self._rate = rate
+        self.began = self._since = self._spent = time.monotonic()
+        """In seconds of the monotonic clock."""
 
     async def step(self, done: int = 0) -> None:
         """Between two steps: let others have as much time as this one took. Raises ``Interrupted``.
@@ -54,6 +60,12 @@ class Run:
             raise Interrupted
         await asyncio.sleep(min(time.monotonic() - self._since, PAUSE))
         self._since = time.monotonic()
+
+    async def spend(self, size: int) -> None:
+        """Account for ``size`` bytes that were read or moved: rest as long as the worker's rate asks for."""
+        rate, now = self._rate(), time.monotonic()
+        self._spent = max(self._spent, now - PAUSE) + (size / rate if rate else 0.0)
+        await asyncio.sleep(max(0.0, self._spent - now))
 
 
 class Worker:
@@ -73,6 +85,8 @@ class Worker:
         self._last = Run()
         self._last_ns = 0
         self._summary = self._error = ""
+        self.rate = 0.0
+        """Bytes a second that a run reads or moves at most; 0: as fast as it goes, resting as long as it works."""
 
     def wake(self, delay: float = 0.0) -> None:
         """There is something to do, at the latest in ``delay`` seconds."""
@@ -102,6 +116,11 @@ class Worker:
         self._changed.set()
         return self.status()
 
+    def throttle(self, rate: float) -> WorkerStatus:
+        """Read or move at most ``rate`` bytes a second, 0 for no limit, until the server stops."""
+        self.rate = rate
+        return self.status()
+
     def stop(self) -> None:
         """End the present run at its next step, for good."""
         self._stopping = True
@@ -117,7 +136,17 @@ class Worker:
         if self._due is not None and not self._paused:
             next_ns = time.time_ns() + int(max(0.0, self._due - time.monotonic()) * 1e9)
         state = "running" if self._run else "paused" if self._paused else "idle"
-        return WorkerStatus(self.name, state, self._last_ns, next_ns, run.done, run.total, self._summary, self._error)
+        return WorkerStatus(
+            self.name, state, self._last_ns, next_ns, run.done, run.total, self._summary, self._error, self.rate
+        )
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the present run is through, if it goes on as it did; 0 when there is none, or it is not known."""
+        run = self._run
+        if run is None or not run.done or run.total <= run.done:
+            return 0.0
+        return (time.monotonic() - run.began) * (run.total - run.done) / run.done
 
     async def loop(self) -> None:
         """Work until stopped."""
@@ -125,7 +154,7 @@ class Worker:
             waiting, self._waiting = self._waiting, []
             self._ordered = bool(waiting)
             self._due = None
-            self._run = Run(self._interrupted)
+            self._run = Run(self._interrupted, lambda: self.rate, ordered=self._ordered)
             try:
                 await self._once(self._run)
             finally:

@@ -13,13 +13,13 @@ import anyio.abc
 import anyio.to_thread
 
 from nodeserver.client.cluster.reading import Opened, Race, assemble
-from nodeserver.client.cluster.roster import Roster
+from nodeserver.client.cluster.roster import AVOID_SILENT, Roster
 from nodeserver.client.cluster.writing import Writing, prepared
 from nodeserver.client.connection import Buffer
 from nodeserver.client.errors import ClientError, DeadlineExceeded, QuorumLost, refused
 from nodeserver.client.peer import Peer
 from nodeserver.content.codec import open_chunk, verify
-from nodeserver.placement.map import ClusterMap, Node, NodeId
+from nodeserver.placement.map import ClusterMap, Node, NodeId, State
 from nodeserver.placement.scheme import Erasure, Replicate, Scheme, chunk_scheme, copies_instead
 from nodeserver.protocol.cluster import CHUNKS, MAX_FIND, Held
 from nodeserver.protocol.errors import Code
@@ -28,8 +28,8 @@ from nodeserver.protocol.wire import ChunkId
 
 DEADLINE = 60.0
 """Seconds for a call, unless it says otherwise."""
-PATIENCE = 3.0
-"""Seconds that a node gets to say what it has."""
+PATIENCE, BRIEFLY = 3.0, 0.5
+"""Seconds that a node gets to say what it has; one that did badly just now."""
 STRAGGLING = 64 << 20
 """Bytes on their way to slow nodes, behind writes that are acknowledged, at which the next write waits."""
 ASSEMBLED = 4
@@ -167,16 +167,21 @@ class Cluster:
         seconds = PATIENCE if deadline is None else min(deadline, PATIENCE)
 
         async def ask(node: NodeId, chunks: Sequence[ChunkId]) -> None:
-            with anyio.move_on_after(seconds) as scope:
+            target = self.map.node(node)
+            if target.state is State.DOWN:
+                found.silent.add(node)
+                return
+            with anyio.move_on_after(BRIEFLY if self._roster.avoided(target) else seconds) as scope:
                 try:
                     for start in range(0, len(chunks), MAX_FIND):
                         some = chunks[start : start + MAX_FIND]
                         for chunk, pieces in (await self.peer(node).find(bucket, some, deadline=seconds)).items():
                             found.held.setdefault(chunk, {})[node] = pieces
                 except ClientError as error:
-                    self._roster.failed(self.map.node(node), error)
+                    self._roster.failed(target, error)
                     found.silent.add(node)
             if scope.cancelled_caught:
+                self._roster.avoid(target, AVOID_SILENT)
                 found.silent.add(node)
 
         async with anyio.create_task_group() as tasks:

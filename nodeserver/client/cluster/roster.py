@@ -53,7 +53,7 @@ class Roster:
 
     def scheme(self, redundancy: str) -> Scheme:
         """The scheme of a bucket with this setting. Raises ``BadScheme``."""
-        return bucket_scheme(redundancy, len(self.map.serving(CHUNKS)))
+        return bucket_scheme(redundancy, len(self.map.sharing))
 
     def placement(self, pieces: int) -> Placement:
         """Where chunks of so many pieces go."""
@@ -73,13 +73,15 @@ class Roster:
 
     def willing(self, nodes: Iterable[Node]) -> list[Node]:
         """The same nodes, those last that did badly just now."""
-        now = anyio.current_time()
-        return sorted(nodes, key=lambda node: self._avoided.get(node.id, 0.0) > now)
+        return sorted(nodes, key=self.avoided)
 
     def nearest(self, nodes: Iterable[Node]) -> list[Node]:
         """The same nodes, those that did badly last, the faster ones first; a factor of four makes a difference."""
-        now = anyio.current_time()
-        return sorted(nodes, key=lambda node: (self._avoided.get(node.id, 0.0) > now, self._distance(node)))
+        return sorted(nodes, key=lambda node: (self.avoided(node), self._distance(node)))
+
+    def avoided(self, node: Node) -> bool:
+        """Whether a node did badly just now."""
+        return self._avoided.get(node.id, 0.0) > anyio.current_time()
 
     def _distance(self, node: Node) -> int:
         return int(math.log(max(self._pace.get(node.id, 0.0), 1e-3) * 1e3, 4))
