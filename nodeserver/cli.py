@@ -17,7 +17,9 @@ from nodeserver import __version__
 from nodeserver.access.tokens import Right
 from nodeserver.chunks.s3 import Address
 from nodeserver.cli_chunks import ChunksAddress, Size, open_chunks
+from nodeserver.cli_cluster import node, nodes, status
 from nodeserver.cli_durability import durability
+from nodeserver.cli_local import cluster
 from nodeserver.cli_metadata import metadata as metadata_group
 from nodeserver.cli_serve import Plan, run
 from nodeserver.cli_workers import workers
@@ -45,6 +47,10 @@ def main() -> None:
 main.add_command(durability)
 main.add_command(metadata_group)
 main.add_command(workers)
+main.add_command(nodes)
+main.add_command(node)
+main.add_command(status)
+main.add_command(cluster)
 
 
 def _load_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:

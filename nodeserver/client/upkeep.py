@@ -74,6 +74,11 @@ class Upkeep(Calls):
         """The background workers of the server."""
         return (await self._get("workers", Workers, deadline)).workers
 
+    async def throttle(self, name: str, rate: int, *, deadline: float | None = None) -> WorkerStatus:
+        """Let a worker read or move at most ``rate`` bytes a second, 0 for no limit."""
+        path = f"workers/{name}/throttle?rate={rate}"
+        return await self._node.call("POST", path, WorkerStatus, deadline=self._seconds(deadline))
+
     async def worker(self, name: str, action: str, *, deadline: float | None = None) -> WorkerStatus:
         """Let a worker ``run``, ``pause`` or ``resume``; a run is over when this returns."""
         return await self._node.call("POST", f"workers/{name}/{action}", WorkerStatus, deadline=self._seconds(deadline))

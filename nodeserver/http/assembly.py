@@ -32,6 +32,8 @@ from nodeserver.workers.schedule import Times, Upkeep, compacting, scrubbing, up
 from nodeserver.workers.scrub import Scrub
 
 SCRUB = "scrub.json"
+LATER = 5.0
+"""Seconds after a change of the map until pieces are moved: what is missing is made first."""
 TOTALS = 30.0
 """Seconds for which the number of pieces is believed."""
 
@@ -119,7 +121,7 @@ async def with_metadata(
 
         def changed(_: ClusterMap) -> None:
             care.workers["repair"].wake()
-            care.workers["rebalance"].wake()
+            care.workers["rebalance"].wake(LATER)
 
         membership.on_change(changed)
         async with cluster:

@@ -131,6 +131,8 @@ class Envelope:
         request_id = str(uuid.uuid4())
         refused = refusal(error)
         level = logging.ERROR if refused.code.status >= 500 else logging.INFO
+        if refused.code is Code.NO_CHUNK:
+            level = logging.DEBUG  # whoever asks has other nodes to ask
         log.log(
             level,
             "%s %s: %s %s [%s]",

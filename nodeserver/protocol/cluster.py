@@ -155,7 +155,8 @@ class Flow(msgspec.Struct, array_like=True):
     source: bytes
     target: bytes
     pieces: int
-    bytes: int
+    size: int
+    """Bytes."""
 
 
 class MovePreview(msgspec.Struct):
@@ -167,7 +168,8 @@ class MovePreview(msgspec.Struct):
     """Of all chunks: below 1 only some were looked at, and the figures are scaled up from them."""
     moved: int
     pieces: int
-    bytes: int
+    size: int
+    """Bytes that move."""
     missing: int
     """Pieces for which there would be no node: chunks that stay below their redundancy."""
     flows: list[Flow]

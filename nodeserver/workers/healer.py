@@ -211,7 +211,7 @@ class Healer:
         dropped = 0
         try:
             if found.make:
-                await self._make(bucket, chunk, found.make, run)
+                await self._make(bucket, chunk, holders, found.make, run)
             if drop and (found.make or found.drop):
                 dropped = await self._drop(bucket, cluster, chunk)
                 await run.step(1)
@@ -229,9 +229,15 @@ class Healer:
             await self._store.cluster.peer(node).delete(bucket.id, [piece])
         return len(sure.drop)
 
-    async def _make(self, bucket: BucketRow, chunk: ChunkId, make: Sequence[tuple[NodeId, PieceId]], run: Run) -> None:
-        place = await self._store.place(bucket.id)
-        [(_, stored)] = await self._store.cluster.read(place, [chunk])
+    async def _make(
+        self,
+        bucket: BucketRow,
+        chunk: ChunkId,
+        holders: Holders,
+        make: Sequence[tuple[NodeId, PieceId]],
+        run: Run,
+    ) -> None:
+        stored = await self._store.cluster.gather(bucket.id, chunk, holders)
         pieces: dict[PieceId, bytes] = {chunk: bytes(stored)}
         if fragment := fragment_of(make[0][1]):
             fragments = await asyncio.to_thread(partial(split, stored, fragment.data, fragment.parity))

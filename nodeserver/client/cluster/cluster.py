@@ -230,6 +230,14 @@ class Cluster:
             self._repair(place.bucket, list(race.bad))
         return race.found
 
+    async def gather(self, bucket: bytes, chunk: ChunkId, holders: Mapping[NodeId, Sequence[Held]]) -> Buffer:
+        """The stored form of a chunk from the pieces that nodes are known to have. Raises as :meth:`open`."""
+        held = [(self.map.node(node), piece) for node, pieces in holders.items() for piece in pieces]
+        result, _ = await assemble(self._roster, bucket, chunk, held, _verified)
+        if result is None:
+            raise _unreadable([chunk], Located({chunk: {}} if held else {}, set()))
+        return result
+
     async def _from_anywhere(self, bucket: bytes, ids: Sequence[ChunkId], opened: Opened[T]) -> dict[ChunkId, T]:
         located = await self.locate(bucket, ids)
         found: dict[ChunkId, T] = {}

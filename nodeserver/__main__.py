@@ -1,0 +1,5 @@
+"""``python -m nodeserver``."""
+
+from nodeserver.cli import main
+
+main()

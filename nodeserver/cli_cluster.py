@@ -1,0 +1,133 @@
+"""``nodeserver nodes``, ``node`` and ``status``: the cluster for who runs it."""
+
+from __future__ import annotations
+
+import time
+
+import click
+import msgspec
+
+from nodeserver.cli_target import Server, size, target
+from nodeserver.client import Client
+from nodeserver.protocol.cluster import ClusterStatus, MovePreview, NodeChange, Nodes, NodeStatus
+
+PREVIEW = 600.0
+"""Seconds that a look at all chunks may take."""
+
+
+@click.command()
+@target
+def nodes(server: Server, *, as_json: bool) -> None:
+    """List the nodes of the cluster, with what they last said of themselves."""
+    found = server.ask(lambda client: client.nodes())
+    if as_json:
+        click.echo(_json(found))
+        return
+    rows: list[tuple[str, ...]] = [
+        ("NODE", "STATE", "ZONE", "ROLES", "WEIGHT", "USED", "FREE", "PIECES", "SEEN", "VERSION", "URL")
+    ]
+    rows += [_row(one) for one in found.nodes]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@click.command()
+@click.argument("action", type=click.Choice(["drain", "undrain", "remove", "weight"]))
+@click.argument("node")
+@click.argument("value", type=click.FloatRange(min=0, min_open=True), required=False)
+@click.option("--apply", "really", is_flag=True, help="Do it, instead of only showing what would move.")
+@target
+def node(action: str, node: str, value: float | None, server: Server, *, really: bool, as_json: bool) -> None:
+    """Change a node's place in the cluster: show what would move, and with --apply do it.
+
+    drain: it gets nothing new, and what it has moves to the others; undrain takes that back. remove: it is gone for
+    ever, and what it had is made anew from the others. weight VALUE: its share of the chunks, relative to the others'.
+    NODE is its id, or the end of it as `nodeserver nodes` shows it.
+    """
+    if (action == "weight") != (value is not None):
+        raise click.UsageError("weight takes a VALUE" if value is None else f"{action} takes no VALUE")
+    state = {"drain": "draining", "undrain": "up", "remove": "removed"}.get(action)
+    preview, known, done = server.ask(lambda client: _change(client, node, NodeChange(state, value), really=really))
+    if as_json:
+        click.echo(_json(preview))
+        return
+    for line in _moves(preview, known):
+        click.echo(line)
+    if done:
+        click.echo(f"done: node {_name(done)} is {done.state}, weight {done.member.weight:g}")
+    else:
+        click.echo("nothing was changed: --apply does it")
+
+
+@click.command()
+@target
+def status(server: Server, *, as_json: bool) -> None:
+    """Say whether the cluster is healthy, or what is wrong. Exits with 1 unless it is healthy."""
+    found = server.ask(lambda client: client.status())
+    if as_json:
+        click.echo(_json(found))
+    else:
+        for line in _health(found):
+            click.echo(line)
+    if not found.healthy:
+        raise SystemExit(1)
+
+
+async def _change(
+    client: Client, name: str, change: NodeChange, *, really: bool
+) -> tuple[MovePreview, Nodes, NodeStatus | None]:
+    known = await client.nodes()
+    found = [one for one in known.nodes if one.member.id.hex().endswith(name.lower())]
+    if len(found) != 1:
+        raise click.ClickException(f"{len(found)} nodes have ids that end with {name!r}")
+    preview = await client.preview_node(found[0].member.id, change, deadline=PREVIEW)
+    return preview, known, await client.change_node(found[0].member.id, change) if really else None
+
+
+def _moves(preview: MovePreview, known: Nodes) -> list[str]:
+    names = {one.member.id: _name(one) for one in known.nodes}
+    about = "about " if preview.share < 1 else ""
+    lines = [f"{about}{preview.pieces} pieces move, {about}{size(preview.size)}"]
+    for flow in sorted(preview.flows, key=lambda flow: (flow.source, flow.target)):
+        source = names[flow.source] if flow.source else "made from the others"
+        lines.append(f"  {source} -> {names[flow.target]}: {flow.pieces} pieces, {size(flow.size)}")
+    if preview.missing:
+        lines.append(f"warning: there is no node for {preview.missing} pieces: chunks stay below their redundancy")
+    if preview.seconds:
+        lines.append(f"at the present throttle of the worker rebalance: {_duration(preview.seconds)}")
+    return lines
+
+
+def _health(found: ClusterStatus) -> list[str]:
+    lines = ["healthy" if found.healthy else "not healthy", f"{found.up} of {found.nodes} nodes are up"]
+    lines += [f"- {problem}" for problem in found.problems]
+    if found.seconds:
+        lines.append(f"repairs are through in about {_duration(found.seconds)}")
+    if found.surveyed_ns:
+        lines.append(f"all chunks were looked at {_duration(time.time() - found.surveyed_ns / 1e9)} ago")
+    return lines
+
+
+def _row(one: NodeStatus) -> tuple[str, ...]:
+    member = one.member
+    seen = f"{_duration(time.time() - one.last_seen_ns / 1e9)} ago" if one.last_seen_ns else "never"
+    used, free = size(member.used_bytes), size(member.free_bytes)
+    zone = f"{member.region}/{member.zone}" if member.region else member.zone or "-"
+    shown = (_name(one), one.state, zone, ",".join(member.roles), f"{member.weight:g}", used, free)
+    return (*shown, str(member.pieces), seen, member.version, member.url)
+
+
+def _name(one: NodeStatus) -> str:
+    return one.member.id.hex()[-8:]
+
+
+def _duration(seconds: float) -> str:
+    for length, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
+
+
+def _json(value: msgspec.Struct) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
