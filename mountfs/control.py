@@ -64,8 +64,10 @@ class Status(TypedDict):
     connected: bool
     since: float
     """Since when it is connected, or not."""
+    nodes: list[dict[str, str]]
+    """Those of the cluster: ``id``, ``url``, ``zone``, ``state``."""
     requests: int
-    """Sent to the server since the mount started."""
+    """Sent to servers and nodes since the mount started."""
     pending: PendingStatus
     cache: CacheStatus
     errors: list[ErrorStatus]

@@ -250,7 +250,8 @@ class Daemon:
             "started": self._started,
             "connected": bool(state.connected),
             "since": state.since,
-            "requests": context.client.requests,
+            "nodes": context.nodes.states(),
+            "requests": context.client.requests + context.nodes.requests,
             "pending": {"operations": context.journal.count, "bytes": dirty, "files": self._fs.pending_names()},
             "cache": {"used": used, "cap": cap, "dirty": dirty},
             "errors": [

@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 
 import click
 import trio
+from msgspec import UNSET
 
 from mountfs.cli import live, settings
 from mountfs.cli.options import Size, show_size
 from mountfs.errors import MountError, NotMounted
 from nodeserver.client import Client, ClientError, connect
 from nodeserver.protocol.names import valid_bucket
-from nodeserver.protocol.wire import Bucket
+from nodeserver.protocol.wire import Bucket, BucketSettings
 
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ def server(url: str | None, token_file: str | None) -> tuple[str, str]:
 
 @click.group("bucket")
 def command() -> None:
-    """Create, list and delete buckets."""
+    """Create, list, set up and delete buckets."""
 
 
 @command.command("create")
@@ -96,6 +97,56 @@ def list_(as_json: bool, url: str | None, token_file: str | None) -> None:
         click.echo(f"{bucket.name}  {show_size(bucket.usage.used_bytes)}{quota} in {bucket.usage.used_files} files")
 
 
+@command.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@server_options
+def show(name: str, as_json: bool, url: str | None, token_file: str | None) -> None:
+    """Show the settings of the bucket NAME."""
+    _check(name)
+
+    async def work(client: Client) -> Bucket:
+        return await client.bucket(name)
+
+    bucket = ask(*server(url, token_file), work)
+    if as_json:
+        click.echo(json.dumps(_plain(bucket), indent=2))
+        return
+    quota = "none" if bucket.usage.quota_bytes is None else show_size(bucket.usage.quota_bytes)
+    click.echo(f"redundancy  {bucket.redundancy or 'auto'}\nquota       {quota}")
+    click.echo(f"used        {show_size(bucket.usage.used_bytes)} in {bucket.usage.used_files} files")
+
+
+@command.command("set")
+@click.argument("name")
+@click.argument("values", nargs=-1, required=True, metavar="KEY=VALUE...")
+@server_options
+def set_(name: str, values: tuple[str, ...], url: str | None, token_file: str | None) -> None:
+    """Change settings of the bucket NAME.
+
+    redundancy=auto (as many copies as there are nodes, three at most), replicate:N, replicate:N:W (a write is
+    acknowledged by W nodes) or erasure:K+M; what is stored is brought to it in the background. quota=100G, or
+    quota=none.
+    """
+    _check(name)
+    wanted = BucketSettings()
+    for value in values:
+        key, _, text = value.partition("=")
+        if key == "redundancy":
+            wanted.redundancy = "" if text == "auto" else text
+        elif key == "quota":
+            wanted.quota_bytes = None if text == "none" else Size().convert(text, None, None)
+        else:
+            raise MountError(f"{value!r}: there are redundancy=… and quota=…")
+
+    async def work(client: Client) -> Bucket:
+        return await client.set_bucket(name, wanted)
+
+    bucket = ask(*server(url, token_file), work)
+    if wanted.redundancy is not UNSET:
+        click.echo(f"{name}: redundancy is {bucket.redundancy or 'auto'}; nodeserver workers shows how far it is")
+
+
 @command.command("delete")
 @click.argument("name")
 @server_options
@@ -122,4 +173,5 @@ def _plain(bucket: Bucket) -> dict[str, Any]:
         "used_bytes": bucket.usage.used_bytes,
         "used_files": bucket.usage.used_files,
         "quota_bytes": bucket.usage.quota_bytes,
+        "redundancy": bucket.redundancy or "auto",
     }

@@ -168,6 +168,21 @@ def check_server(url: str, token: Callable[[], str]) -> Iterator[Finding]:
     yield Finding(accepted, "ok", "accepted")
     yield check_protocol(url, answer)
     yield check_clock(url, answer.time_ns / 1e9, (began + time.time()) / 2)
+    if answer.epoch:
+        yield check_nodes(url, secret)
+
+
+def check_nodes(url: str, token: str) -> Finding:
+    """That the nodes are up and chunks have the pieces they should."""
+    name = f"nodes of {url}"
+    try:
+        found = ask(url, token, lambda client: client.status())
+    except MountError as error:
+        return Finding(name, "warning", str(error), "ask another node: nodeserver status")
+    if found.healthy:
+        return Finding(name, "ok", f"{found.up} of {found.nodes} are up")
+    cure = "start the nodes that are down; nodeserver status and nodeserver workers show how repairs go"
+    return Finding(name, "warning", "; ".join(found.problems), cure)
 
 
 def check_protocol(url: str, server: Server) -> Finding:

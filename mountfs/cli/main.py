@@ -11,7 +11,7 @@ import nodeserver
 from mountfs.errors import MountError
 
 VERBS = {
-    "bucket": "Create, list and delete buckets.",
+    "bucket": "Create, list, set up and delete buckets.",
     "diff": "Compare versions of a file, or a directory with what it was.",
     "doctor": "Check what mountfs needs, and say how to mend it.",
     "hold": "Keep all history of a file or directory.",
@@ -25,6 +25,7 @@ VERBS = {
     "umount": "Send what is pending, then unmount.",
     "undo": "Take the last change of a file back.",
     "up": "Serve and mount a private folder.",
+    "why": "Show where a file's chunks are, and what the loss of a node would mean.",
 }
 
 

@@ -74,6 +74,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     since = f"since {_moment(status['since'])}"
     rows += [
         ("server", f"connected {since}" if status["connected"] else f"NOT connected {since}; changes are kept here"),
+        *_nodes(status.get("nodes", [])),
         ("requests", str(status["requests"])),
         ("pending", f"{pending['operations']} operations, {show_size(pending['bytes'])}"),
         *(("", name) for name in pending["files"][: live.SHOWN]),
@@ -83,6 +84,15 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("state", status["state"]),
     ]
     return rows + [("error", f"{_moment(error['time'])}: {error['text']}") for error in status["errors"]]
+
+
+def _nodes(nodes: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """How many nodes there are, and which of them are not up; nothing of a server alone."""
+    if len(nodes) < 2:
+        return []
+    rest = [f"{node['id'][-8:]} {node['state']}" for node in nodes if node["state"] != "up"]
+    up = f"{len(nodes) - len(rest)} of {len(nodes)} up"
+    return [("nodes", f"{up} ({', '.join(rest)})" if rest else up)]
 
 
 def _moment(seconds: float) -> str:

@@ -13,8 +13,8 @@ import trio
 from mountfs.local.buckets import BucketState
 from mountfs.local.database import Database
 from nodeserver.client import Client, ClientError, Refused, refused
-from nodeserver.client.cluster import Cluster, ClusterMap, Node, Place, unpack_map
-from nodeserver.client.peer import Peer
+from nodeserver.client.cluster import Cluster, ClusterMap, Node, Place, State, unpack_map
+from nodeserver.client.http_peer import HttpPeer
 from nodeserver.content.codec import CorruptChunk, open_chunk
 from nodeserver.protocol.cluster import CHUNKS, MAX_FIND, METADATA
 from nodeserver.protocol.errors import Code
@@ -41,6 +41,7 @@ class Nodes:
         """The newest that was heard of."""
         self._news = trio.Event()
         self._bad: defaultdict[bytes, set[ChunkId]] = defaultdict(set)
+        self._peers: dict[str, HttpPeer] = {}
         packed = db.get_meta(MAP)
         known = unpack_map(packed) if packed else ClusterMap()
         self.cluster = Cluster(self._peer, self._reachable(known), repair=self._met_bad)
@@ -50,6 +51,19 @@ class Nodes:
     def map(self) -> ClusterMap:
         """The cluster map, with the addresses in use."""
         return self.cluster.map
+
+    def states(self) -> list[dict[str, str]]:
+        """The nodes, with what they are for, as far as the map tells."""
+        return [
+            {"id": node.id.hex(), "url": node.url, "zone": node.zone, "state": node.state.value}
+            for node in self.map.nodes
+            if node.state is not State.REMOVED
+        ]
+
+    @property
+    def requests(self) -> int:
+        """How many were sent to nodes that keep chunks."""
+        return sum(peer.requests for peer in self._peers.values())
 
     # Following the map
 
@@ -89,8 +103,10 @@ class Nodes:
             cluster_map, nodes=tuple(msgspec.structs.replace(node, url=self._url) for node in cluster_map.nodes)
         )
 
-    def _peer(self, node: Node) -> Peer:
-        return self._client.peer(node.url)
+    def _peer(self, node: Node) -> HttpPeer:
+        if node.url not in self._peers:
+            self._peers[node.url] = self._client.peer(node.url)
+        return self._peers[node.url]
 
     async def run(self) -> None:
         """Follow the map, and tell of bad chunks, for ever."""

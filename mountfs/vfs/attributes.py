@@ -10,8 +10,11 @@ from typing import NamedTuple
 from mountfs.local.inodes import Inode, pack_xattrs
 from mountfs.local.journal import Field, Op
 from mountfs.sync.engine import Engine
+from mountfs.sync.errors import os_error
 from mountfs.vfs.files import Files
 from mountfs.vfs.tree import Tree, failure
+from nodeserver.client import ClientError, Refused
+from nodeserver.protocol.errors import Code
 
 XATTR_NAME_MAX = 255
 XATTR_SIZE_MAX = 65_536
@@ -19,6 +22,7 @@ XATTR_LIST_MAX = 65_536
 """As Linux has them."""
 XATTR_OF_VERSIONS = b"user.mountfs."
 """Versions have them, and a copy of a version shall not take them along."""
+XATTR_DURABILITY = b"user.mountfs.durability"
 XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 
 PERMISSIONS = 0o7777
@@ -100,10 +104,30 @@ class Attributes:
         """A value. Raises OSError(ENODATA)."""
         _check_xattr_name(name)
         inode = await self._tree.inode(ino)
+        if name == XATTR_DURABILITY and inode.is_file:
+            return (await self._durability(inode)).encode()
         value = inode.xattr_map().get(name) if inode.xattrs else None
         if value is None:
             raise failure(errno.ENODATA)
         return value
+
+    async def _durability(self, inode: Inode) -> str:
+        """How safe a file is: ``journal`` while something of it is not sent; else of its worst chunk, the pieces there
+        are of those there should be; ``metadata`` when it has no chunks. Raises OSError when no server says."""
+        if self._context.pending(inode.ino):
+            return "journal"
+        chunks = await self._files.chunks(inode)
+        if not chunks:
+            return "metadata"
+        bucket = self._context.buckets.by_id[inode.bucket]
+        try:
+            found = await self._context.client.where(bucket.name, chunks)
+        except ClientError as error:
+            if isinstance(error, Refused) and error.code is Code.NO_ROUTE:
+                raise failure(errno.ENODATA) from error  # a store of its own has them
+            raise os_error(error) from error
+        worst = min(found, key=lambda chunk: chunk.have - chunk.wanted)
+        return f"{'ec ' if worst.scheme.startswith('erasure') else ''}{worst.have}/{worst.wanted}"
 
     async def list_xattrs(self, ino: int) -> list[bytes]:
         return list((await self._tree.inode(ino)).xattr_map())

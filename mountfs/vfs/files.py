@@ -160,6 +160,14 @@ class Files:
             self._staging.seal(content)
             await self._engine.durable(content.bucket, content.ino)
 
+    async def chunks(self, inode: Inode) -> list[bytes]:
+        """The chunks that a file's content is in, each once. Raises OSError."""
+        content = await self._acquire(inode, write=False)
+        try:
+            return list(dict.fromkeys(piece.chunk for piece in content.layers.base if piece.chunk))
+        finally:
+            self._staging.release(content)
+
     def release(self, number: int) -> None:
         """Close."""
         handle = self._handles.pop(number)

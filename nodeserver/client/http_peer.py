@@ -32,6 +32,11 @@ class HttpPeer(Peer):
         self._metadata = metadata_deadline
         self._data = data_deadline
 
+    @property
+    def requests(self) -> int:
+        """How many were sent."""
+        return self._node.requests
+
     async def put(
         self, bucket: bytes, pieces: Sequence[tuple[PieceId, Buffer]], *, deadline: float | None = None
     ) -> None:

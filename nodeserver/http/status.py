@@ -17,19 +17,21 @@ from nodeserver.metadata import members, repairs
 from nodeserver.placement.map import NODE_ID, State
 from nodeserver.placement.moves import Preview, preview
 from nodeserver.placement.rendezvous import Placement
-from nodeserver.placement.scheme import Scheme, bucket_scheme, chunk_scheme
+from nodeserver.placement.scheme import Erasure, Scheme, bucket_scheme, chunk_scheme
 from nodeserver.protocol.cluster import (
     MAX_FIND,
     ChunksAsked,
     ChunkWhere,
     ClusterStatus,
     Flow,
+    Held,
     Holder,
     MovePreview,
     NodeChange,
     Where,
 )
 from nodeserver.protocol.errors import Code
+from nodeserver.protocol.pieces import fragment_of
 from nodeserver.protocol.wire import ChunkId
 from nodeserver.workers.healer import Survey
 
@@ -83,8 +85,15 @@ async def where(request: Request) -> Response:
         wanted = chunk_scheme(scheme, stored_size(holders))
         placement = placements.setdefault(wanted.pieces, Placement(cluster, wanted.pieces))
         home = [node.id for node in placement.home(chunk)]
-        there = [Holder(node, held) for node, pieces in holders.items() for held in pieces]
-        answers.append(ChunkWhere(chunk, str(wanted), home, there, sorted(found.silent)))
+        there = [(node, held) for node, pieces in holders.items() for held in pieces]
+        have = len(
+            {held.piece if isinstance(wanted, Erasure) else node for node, held in there if _is_of(held, wanted)}
+        )
+        answers.append(
+            ChunkWhere(
+                chunk, str(wanted), home, [Holder(*one) for one in there], sorted(found.silent), have, wanted.pieces
+            )
+        )
     return answer(request, Where(answers))
 
 
@@ -134,6 +143,14 @@ async def preview_change(request: Request) -> Response:
             found.total.bytes / share / rate if rate else 0.0,
         ),
     )
+
+
+def _is_of(held: Held, scheme: Scheme) -> bool:
+    """Whether a piece is one of those that a scheme wants."""
+    fragment = fragment_of(held.piece)
+    if isinstance(scheme, Erasure):
+        return fragment is not None and fragment[:2] == (scheme.data, scheme.parity)
+    return fragment is None
 
 
 async def _asked(request: Request) -> list[ChunkId]:

@@ -215,6 +215,10 @@ class ChunkWhere(msgspec.Struct):
     holders: list[Holder]
     silent: list[bytes] = []
     """Nodes that did not answer, and may have pieces."""
+    have: int = 0
+    """Pieces of its scheme that there are."""
+    wanted: int = 0
+    """Pieces of its scheme that there should be."""
 
 
 class Where(msgspec.Struct):
