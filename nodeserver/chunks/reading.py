@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nodeserver.chunks.disk import read_at
 from nodeserver.content import codec, erasure
 from nodeserver.content.codec import CorruptChunk
-from nodeserver.protocol.pieces import fragment_of, valid
+from nodeserver.protocol.pieces import CHUNK_ID, FRAGMENT_ID, fragment_of, valid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +40,7 @@ def check(items: Iterable[tuple[ChunkId, bytes]]) -> None:
     """
     for piece, stored in items:
         if not valid(piece):
-            raise ValueError(f"{piece.hex()} cannot be the id of a chunk or fragment")
+            raise ValueError(f"a chunk id has {CHUNK_ID} bytes, that of a fragment {FRAGMENT_ID}: not {piece.hex()}")
         try:
             fragment = fragment_of(piece)
             if fragment is None:

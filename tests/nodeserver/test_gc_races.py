@@ -21,6 +21,8 @@ from nodeserver.metadata import garbage
 from nodeserver.metadata.buckets import BucketRow
 from nodeserver.metadata.errors import Doomed
 from nodeserver.metadata.store import Metadata
+from nodeserver.placement.map import ClusterMap
+from nodeserver.protocol.cluster import Member
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.ids import new_id
 from nodeserver.protocol.wire import (
@@ -37,12 +39,17 @@ from nodeserver.protocol.wire import (
 )
 from nodeserver.workers import collector, references
 from nodeserver.workers.collector import Collector
+from nodeserver.workers.membership import Membership
 from nodeserver.workers.registry import Run
 from nodeserver.workers.schedule import Times, upkeep
 from tests.nodeserver.api import REGULAR, problem
 
 FIRST = bytes(15) + b"\1"
 """An id that comes before those of all versions: who reads them in order has passed it."""
+
+
+async def _nobody() -> Member:
+    raise AssertionError("nobody asks this server what it is")
 
 
 class Moments(Run):
@@ -65,7 +72,7 @@ class Site:
         site.metadata = await Metadata.open(f"sqlite:///{root / 'metadata.sqlite'}")
         site.chunks = await DiskStore.open(root / "chunks")
         keys = Keys(Keys.generate(), "node")
-        care = upkeep(site.metadata, site.chunks, Times())
+        care = upkeep(site.metadata, site.chunks, bytes(16), Times())
         site.collector = Collector(site.metadata, site.chunks, 0)
         await site.collector.recover()
         app = build(
@@ -76,6 +83,10 @@ class Site:
                 keys=keys,
                 retention=care.retention,
                 workers=care.workers,
+                membership=Membership(_nobody, ClusterMap()),
+                pieces=None,
+                space=site.chunks.usage,
+                healer=None,
             )
         )
         token = keys.mint("ada", "admin")
