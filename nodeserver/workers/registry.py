@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+from nodeserver.metadata.errors import Unavailable
 from nodeserver.protocol.wire import WorkerStatus
 
 RETRY = 60.0
@@ -187,6 +188,9 @@ class Worker:
             again = min((seconds for seconds in (again, sooner) if seconds is not None), default=None)
         except Interrupted:
             self._summary, self._error, again = "interrupted", "", 0.0
+        except Unavailable as error:
+            log.warning("worker %s: %s; next try in %g s", self.name, error, RETRY)
+            self._error, again = str(error), RETRY
         except Exception as error:
             log.exception("worker %s failed, next try in %g s", self.name, RETRY)
             self._error, again = f"{type(error).__name__}: {error}", RETRY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -34,6 +35,8 @@ STRAGGLING = 64 << 20
 """Bytes on their way to slow nodes, behind writes that are acknowledged, at which the next write waits."""
 ASSEMBLED = 4
 """Chunks put together from fragments at the same time."""
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -134,6 +137,9 @@ class Cluster:
         self._straggling += writing.size
         try:
             await writing.run()
+        except Exception:
+            # Whoever waits is told that it failed; what else this task group carries goes on.
+            log.exception("a write ended unexpectedly")
         finally:
             self._straggling -= writing.size
             event, self._fewer = self._fewer, anyio.Event()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
-
-import anyio
 
 from nodeserver.client.errors import ClientError, Refused, Unreachable
 from nodeserver.client.peer import Peer
@@ -29,7 +28,7 @@ REMEMBERED = 128
 
 
 class Roster:
-    """Belongs to one event loop."""
+    """Belongs to one event loop; who only asks may do so on a thread."""
 
     def __init__(self, peer_of: Callable[[Node], Peer], cluster_map: ClusterMap) -> None:
         self._peer_of = peer_of
@@ -81,7 +80,7 @@ class Roster:
 
     def avoided(self, node: Node) -> bool:
         """Whether a node did badly just now."""
-        return self._avoided.get(node.id, 0.0) > anyio.current_time()
+        return self._avoided.get(node.id, 0.0) > time.monotonic()
 
     def _distance(self, node: Node) -> int:
         return int(math.log(max(self._pace.get(node.id, 0.0), 1e-3) * 1e3, 4))
@@ -102,7 +101,7 @@ class Roster:
 
     def avoid(self, node: Node, seconds: float) -> None:
         """Ask others first for a while."""
-        self._avoided[node.id] = anyio.current_time() + seconds
+        self._avoided[node.id] = time.monotonic() + seconds
 
     def hedge(self) -> float:
         """Seconds in which 19 of 20 answers came; then it is time to ask another node."""
