@@ -85,6 +85,11 @@ class Node:
         assert self._process is not None, "the server is not running"
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether there is a process."""
+        return self._process is not None
+
     def start(self) -> Node:
         """Start the process and wait for its ``ready`` line."""
         assert self._process is None, "the server is running"

@@ -25,7 +25,7 @@ class _Answer(msgspec.Struct):
 
 
 class HttpPeer(Peer):
-    """The pieces of ``node``. Requests with pieces are not repeated: their caller has other nodes to go to."""
+    """The pieces of ``node``. Requests that another node can answer as well are not repeated."""
 
     def __init__(self, node: Node, *, metadata_deadline: float, data_deadline: float) -> None:
         self._node = node
@@ -81,7 +81,8 @@ class HttpPeer(Peer):
         self, bucket: bytes, chunks: Sequence[ChunkId], *, deadline: float | None = None
     ) -> dict[ChunkId, list[Held]]:
         body, seconds = pack(ChunksAsked(list(chunks))), self._seconds(deadline)
-        answer = await self._node.call("POST", f"{_bucket(bucket)}/find", Pieces, body=body, deadline=seconds)
+        path = f"{_bucket(bucket)}/find"
+        answer = await self._node.call("POST", path, Pieces, body=body, deadline=seconds, once=True)
         found: dict[ChunkId, list[Held]] = {}
         for held in answer.pieces:
             found.setdefault(chunk_of(held.piece), []).append(held)

@@ -120,6 +120,7 @@ async def with_metadata(
         healer = care.healer
 
         def changed(_: ClusterMap) -> None:
+            metadata.nudge()
             care.workers["repair"].wake()
             care.workers["rebalance"].wake(LATER)
 

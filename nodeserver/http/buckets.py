@@ -50,6 +50,8 @@ class BucketEndpoint(HTTPEndpoint):
             row = await here.metadata.set_quota(row.name, settings.quota_bytes)
         if settings.redundancy is not UNSET:
             row = await here.metadata.set_redundancy(row.name, check_redundancy(settings.redundancy))
+            if here.healer:
+                here.workers["rebalance"].wake()
         return answer(request, _bucket(here, row))
 
     async def delete(self, request: Request) -> Response:

@@ -37,6 +37,11 @@ class News:
         if event := self._events.pop(bucket, None):
             event.set()
 
+    def nudge(self) -> None:
+        """There is something else to be told than commits."""
+        for bucket in list(self._events):
+            self.tell(bucket)
+
     def close(self) -> None:
         """Wake everybody, for good."""
         self.closed = True

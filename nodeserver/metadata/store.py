@@ -79,6 +79,10 @@ class Metadata:
         """Answer every waiting long poll now, and let none wait from now on."""
         self._news.close()
 
+    def nudge(self) -> None:
+        """Answer every waiting long poll now: settings or the cluster map have changed."""
+        self._news.nudge()
+
     @property
     def shared(self) -> bool:
         """Whether other servers may be at work on the same database."""
@@ -120,7 +124,9 @@ class Metadata:
 
     async def set_redundancy(self, name: str, redundancy: str) -> BucketRow:
         """Have a bucket's chunks kept in another way from now on."""
-        return await self._database.repeat(buckets.set_redundancy, name, redundancy)
+        row = await self._database.repeat(buckets.set_redundancy, name, redundancy)
+        self.nudge()
+        return row
 
     async def delete_bucket(self, name: str) -> None:
         """Delete an empty bucket."""
@@ -222,13 +228,15 @@ class Metadata:
     async def changes(self, name: str, since: int, limit: int, wait: float) -> tuple[int, list[Change]]:
         """Commits after ``since`` and the newest that they reach; waits up to ``wait`` seconds for the first."""
         until = time.monotonic() + wait
+        woken = False
         while True:
             bucket = (await self.identify(name)).bucket
             news = self._news.of(bucket)
             seq, found = await self._in(name, reads.changes, since, limit)
-            if found or self._news.closed or time.monotonic() >= until:
+            if found or woken or self._news.closed or time.monotonic() >= until:
                 return seq, found
             await self._news.wait(news, bucket, seq, until)
+            woken = news.is_set()
 
     # History
 
