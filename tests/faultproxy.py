@@ -26,7 +26,7 @@ garbage-body   status 200, the content type asked for, and bytes that mean nothi
 error          status ``status`` (500) with a short HTML body, not forwarded
 cut            forwarded; the answer's head and half of its body, then the connection ends
 flip           forwarded; one bit in the middle of the bodies of successful answers flipped. Hits only
-               GET .../chunks/ID and POST .../chunks/read
+               GET .../chunks/ID and POST .../chunks/read, and of .../pieces/BUCKET/
 drop           forwarded and the answer read, then the connection ends without it (a lost answer)
 delay          forwarded after ``seconds``
 slow           forwarded, both ways at ``bytes_per_second``
@@ -52,7 +52,9 @@ from urllib.parse import urlsplit
 import pytest
 
 Mode = Literal["pass", "refuse", "stall", "garbage", "garbage-body", "error", "cut", "flip", "drop", "delay", "slow"]
-_CHUNK_READ = re.compile(r"GET \S*/chunks/[0-9a-f]+$|POST \S*/chunks/read$")
+_CHUNK_READ = re.compile(
+    r"GET \S*/chunks/[0-9a-f]+$|POST \S*/chunks/read$|GET \S*/pieces/\w+/\w+$|POST \S*/pieces/\w+/read$"
+)
 _HEAD_MAX = 256 * 1024
 
 

@@ -26,6 +26,7 @@ class Cluster:
 
     def __init__(self, directory: Path, count: int, *, options: Sequence[str] = ()) -> None:
         self._directory = directory
+        directory.mkdir(parents=True)
         self._options = tuple(options)
         self.nodes: list[Node] = []
         first = Node(directory / "node0", options=[*FAST, *options, "--zone", "z0"])

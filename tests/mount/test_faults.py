@@ -180,7 +180,7 @@ def test_a_lost_answer_to_a_commit_does_nothing_twice(killed: bool, setup: Setup
 
 
 def test_a_lost_answer_to_an_upload_is_made_good(setup: Setup) -> None:
-    setup.proxy.set("drop", match=r"/chunks", times=4)
+    setup.proxy.set("drop", match=r"/pieces", times=4)
     (setup.path / "uploaded").write_bytes(body := os.urandom(5 << 20))
     for number in range(10):
         (setup.path / f"uploaded{number}").write_bytes(body[: number * 1000])
@@ -322,7 +322,7 @@ def test_a_long_write_starts_to_go_up_before_it_is_closed(setup: Setup) -> None:
         for _ in range(64):
             file.write(os.urandom(1 << 20))
         file.flush()
-        setup.proxy.wait_for("", r"/chunks", at_least=3, timeout=20)
+        setup.proxy.wait_for("", r"/pieces", at_least=3, timeout=20)
     setup.mount.sync()
 
 
@@ -333,6 +333,6 @@ def test_content_that_the_bucket_has_is_not_sent_again(setup: Setup) -> None:
     setup.proxy.forget()
     (setup.path / "second").write_bytes(b"inserted" + body)
     setup.mount.sync()
-    puts = setup.proxy.count("PUT", r"/chunks/") + setup.proxy.count("POST", r"/chunks$")
+    puts = setup.proxy.count("PUT", r"/pieces/") + setup.proxy.count("POST", r"/pieces/\w+$")
     assert 1 <= puts <= 3
     assert setup.node.usage("faults")["used_bytes"] == before + len(body) + 8

@@ -18,7 +18,7 @@ from tests.mount.past import called, versions
 from tests.mount.posix import fails_with, opened
 
 DEADLINES = {"metadata-deadline": 1.0, "data-deadline": 2.0, "settle": 0.1}
-CHUNKS = r"/chunks/[0-9a-f]+$|/chunks/read$"
+CHUNKS = r"/pieces/\w+/\w+$"
 
 
 @pytest.fixture
@@ -103,10 +103,10 @@ def test_opening_a_version_fetches_what_is_not_here(mount: Mount, proxy: FaultPr
     assert (mount.path / "large").read_bytes()[: 10 << 20] == body[: 10 << 20]
     asked(proxy)
     assert one.read_bytes() == body
-    fetched = [line for line in asked(proxy) if "/chunks/" in line]
+    fetched = [line for line in asked(proxy) if "/pieces/" in line]
     assert 1 <= len(fetched) <= 4, "only its end is another"
     assert one.read_bytes() == two.read_bytes()[: 10 << 20] + body[10 << 20 :]
-    assert not [line for line in asked(proxy) if "/chunks/" in line]
+    assert not [line for line in asked(proxy) if "/pieces/" in line]
 
 
 def test_small_files_of_then_are_fetched_together(mount: Mount, proxy: FaultProxy) -> None:
@@ -118,7 +118,7 @@ def test_small_files_of_then_are_fetched_together(mount: Mount, proxy: FaultProx
     for name in sorted(os.listdir(past)):
         assert (past / name).read_text() == f"content of {int(name)}"
     lines = asked(proxy)
-    assert len([line for line in lines if "/chunks" in line]) == 1
+    assert len([line for line in lines if "/pieces" in line]) == 1
     assert len(lines) <= 4, lines
 
 
