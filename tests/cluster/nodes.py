@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nodeserver.chunks.reading import check
+from nodeserver.content.codec import CorruptChunk
 from tests.harness import Node, command, eventually, tail
 
 FAST = ("--beat", "0.3s", "--down-after", "1.5s", "--repair-after", "2s", "--gc-grace", "2s", "--gc-interval", "2s")
@@ -133,6 +135,15 @@ def flip(path: Path, rng: random.Random) -> None:
 def chunk_files(node: Node) -> list[Path]:
     """The files that hold one chunk or fragment each."""
     return sorted(path for kind in ("files", "fragments") for path in (node.data / "chunks").glob(f"*/{kind}/*/*"))
+
+
+def intact(path: Path) -> bool:
+    """Whether the checksum of a chunk or fragment in a file of its own is right."""
+    try:
+        check([(bytes.fromhex(path.name), path.read_bytes())])
+    except CorruptChunk:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import MakeCluster
-from tests.cluster.nodes import Cluster, Loss, chunk_files, flip, killed, stopped
+from tests.cluster.nodes import Cluster, Loss, chunk_files, flip, intact, killed, stopped
 from tests.conftest import MakeMount
 from tests.harness import Mount, command, eventually
 
 LARGE = 3 << 20
 
 
-def work(directory: Path, contents: dict[str, bytes], prefix: str) -> None:
+def work(mount: Mount, contents: dict[str, bytes], prefix: str) -> None:
     """Write files, small and large, with fsync, and note what they hold."""
+    directory = mount.path
     for number, size in enumerate((10, 5_000, 200_000, LARGE)):
         name, content = f"{prefix}{number}", os.urandom(size)
         with (directory / name).open("wb") as file:
@@ -30,6 +31,7 @@ def work(directory: Path, contents: dict[str, bytes], prefix: str) -> None:
     (directory / f"{prefix}dir").mkdir()
     os.rename(directory / f"{prefix}0", directory / f"{prefix}dir" / "moved")
     contents[f"{prefix}dir/moved"] = contents.pop(f"{prefix}0")
+    mount.sync()
 
 
 def check(directory: Path, contents: dict[str, bytes]) -> None:
@@ -52,13 +54,13 @@ def three(make_cluster: MakeCluster) -> Cluster:
 @pytest.mark.parametrize("loss", [killed, stopped])
 def test_the_loss_of_a_node_fails_nothing(three: Cluster, make_mount: MakeMount, loss: Loss) -> None:
     mount, contents = fresh(make_mount, three), dict[str, bytes]()
-    work(mount.path, contents, "before")
+    work(mount, contents, "before")
     for node in three.nodes[1:]:
         with loss(node):
-            work(mount.path, contents, f"without-{three.nodes.index(node)}-")
+            work(mount, contents, f"without-{three.nodes.index(node)}-")
             check(fresh(make_mount, three).path, contents)
             three.until_state(node, "down")
-            work(mount.path, contents, f"down-{three.nodes.index(node)}-")
+            work(mount, contents, f"down-{three.nodes.index(node)}-")
         three.until_state(node, "up")
     three.until_healed()
     pieces = three.pieces().values()
@@ -88,29 +90,47 @@ def test_without_a_quorum_fsync_tells_and_the_journal_keeps(three: Cluster, make
 
 def test_a_damaged_copy_is_read_from_elsewhere_and_mended(three: Cluster, make_mount: MakeMount) -> None:
     mount, contents, rng = fresh(make_mount, three), dict[str, bytes](), random.Random(1)
-    work(mount.path, contents, "a")
-    mount.sync()
-    whole = three.pieces()
-    for node in three.nodes[:2]:
-        for path in chunk_files(node):
-            flip(path, rng)
-    check(fresh(make_mount, three).path, contents)
-    code, said = three.command("workers", "run", "scrub")
-    assert code == 0, said
-    assert "were damaged" in said
+    work(mount, contents, "a")
+    for path in chunk_files(three.nodes[1]):
+        flip(path, rng)
+    with killed(three.nodes[2]):
+        check(fresh(make_mount, three).path, contents)
+
+    def mended() -> bool:
+        three.command("workers", "run", "repair")
+        return all(intact(path) for path in chunk_files(three.nodes[1]))
+
+    # Of two copies the reader met the bad one or not; that one is found by the scrub at the latest.
     done = command("nodeserver", "workers", "run", "scrub", "--data", three.nodes[1].data)
     assert done.returncode == 0, done.stderr
-    assert (three.nodes[1].data / "chunks" / "quarantine").is_dir()
-    eventually(lambda: three.command("workers", "run", "repair")[0] == 0 and three.pieces() == whole, 60, "mended")
+    eventually(lambda: mended() and len(chunk_files(three.nodes[1])) > 1, 60, "mended")
     three.until_healed()
     with killed(three.nodes[2]):
         check(fresh(make_mount, three).path, contents)
 
 
+def test_scrub_sets_damaged_pieces_aside(three: Cluster, make_mount: MakeMount) -> None:
+    mount, contents, rng = fresh(make_mount, three), dict[str, bytes](), random.Random(2)
+    work(mount, contents, "a")
+    whole = three.pieces()
+    damaged = chunk_files(three.nodes[1])
+    packs = sorted((three.nodes[1].data / "chunks").glob("*/packs/*.pack"))
+    for path in [*damaged, *packs]:
+        flip(path, rng)
+    done = command("nodeserver", "workers", "run", "scrub", "--data", three.nodes[1].data)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(damaged) + len(packs)} were damaged" in done.stdout
+    aside = list((three.nodes[1].data / "chunks" / "quarantine").iterdir())
+    assert len(aside) == len(damaged) + len(packs)
+    eventually(lambda: three.command("workers", "run", "repair")[0] == 0 and three.pieces() == whole, 60, "mended")
+    three.until_healed()
+    assert all(intact(path) for path in chunk_files(three.nodes[1]))
+    check(fresh(make_mount, three).path, contents)
+
+
 def test_deleted_copies_come_back(three: Cluster, make_mount: MakeMount) -> None:
     mount, contents = fresh(make_mount, three), dict[str, bytes]()
-    work(mount.path, contents, "a")
-    mount.sync()
+    work(mount, contents, "a")
     whole = three.pieces()
     for path in chunk_files(three.nodes[0]):
         path.unlink()
