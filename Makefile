@@ -2,11 +2,17 @@
 # make setup   Debian packages that are missing, .venv, pinned Python packages; nothing when done
 # make test    format, lint, types, import layers, all tests on real mounts; TESTS=... picks some
 # make bench   this product beside JuiceFS and a local directory
+# make cluster several nodes on this machine, in the foreground; N=5, CLUSTER=directory
+# make soak    a mount at work while its nodes suffer; SEED=..., ROUNDS=... times the rounds of the test
 # make clean   removes what the targets above made in this directory
 
 SHELL := /bin/bash
 MOUNTPOINT ?= $(HOME)/Buckets
 TESTS ?=
+N ?= 5
+CLUSTER ?= cluster
+SEED ?= $(shell date +%s)
+ROUNDS ?= 50
 VENV := .venv
 BIN := $(VENV)/bin
 # The place is part of the name: a virtual environment that was moved or copied does not work.
@@ -17,7 +23,7 @@ TEST_DEBS := acl attr fio git mandoc postgresql procps psmisc rsync sqlite3 stra
 BENCH_DEBS := fio git postgresql procps
 DEBS := $(RUN_DEBS)
 
-.PHONY: setup run test bench clean debian
+.PHONY: setup run test bench cluster soak clean debian
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.setup
@@ -37,6 +43,14 @@ test: $(VENV)/.test
 bench: DEBS := $(RUN_DEBS) $(BENCH_DEBS)
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
+
+cluster: setup
+	@[ -t 0 ] || exec $(BIN)/nodeserver cluster --nodes $(N) --data "$(CLUSTER)"; \
+	set -m; setpriv --pdeathsig TERM $(BIN)/nodeserver cluster --nodes $(N) --data "$(CLUSTER)"; exit $$?
+
+soak: DEBS := $(RUN_DEBS) $(TEST_DEBS)
+soak: $(VENV)/.test
+	SEED=$(SEED) $(BIN)/python -m pytest -s --soak $(ROUNDS) tests/cluster/test_soak.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -18,7 +18,7 @@ from nodeserver.protocol.errors import Code
 from nodeserver.protocol.wire import MSGPACK
 
 TRY = 4.0
-"""Seconds that a server gets while there is another to ask."""
+"""Seconds that a server gets at most while there is another to ask."""
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ class Servers:
             node = self._nodes[self._current]
             try:
                 attempt = node.request(method, path, decode, body=body, kind=kind, accept=accept)
-                return await (attempt() if once or len(self._nodes) == 1 else _limited(attempt))
+                return await (attempt() if once or len(self._nodes) == 1 else _limited(attempt, min(TRY, deadline / 2)))
             except Refused as refusal:
                 if refusal.code is Code.NO_METADATA:
                     self._next(node)
@@ -116,7 +116,7 @@ class Servers:
             self._current = (self._current + 1) % len(self._nodes)
 
 
-async def _limited(attempt: Callable[[], Awaitable[T]]) -> T:
-    with anyio.move_on_after(TRY):
+async def _limited(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
+    with anyio.move_on_after(seconds):
         return await attempt()
-    raise DeadlineExceeded(f"no answer within {TRY:g} s")
+    raise DeadlineExceeded(f"no answer within {seconds:g} s")

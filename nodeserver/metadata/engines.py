@@ -18,7 +18,7 @@ BUSY_TIMEOUT = 30.0
 """Seconds to wait for another process that holds SQLite's write lock, such as a backup."""
 CONNECT_TIMEOUT = 3
 """Seconds that one try to reach a PostgreSQL server takes at most."""
-IDLE = 30
+IDLE = 10
 """Seconds after which PostgreSQL ends the transaction of a node server that has stopped asking."""
 FEW = 16
 """Values of a statement that PostgreSQL may plan for all values at once: for a long IN list such a plan is bad."""

@@ -160,6 +160,7 @@ class ChunkMember(Membership):
         self._keep(found)
 
     async def _give(self, beat: Beat) -> None:
-        answer = await self._client.beat(beat)
+        # Soon enough for another server to hear of it before this node is taken for down.
+        answer = await self._client.beat(beat, deadline=max(3 * self._beat, 1.0))
         if answer.map:
             self.follow(unpack(answer.map))

@@ -16,7 +16,7 @@ from nodeserver.chunks.reading import check
 from nodeserver.content.codec import CorruptChunk
 from tests.harness import Node, command, eventually, tail
 
-FAST = ("--beat", "0.3s", "--down-after", "1.5s", "--repair-after", "2s", "--gc-grace", "2s", "--gc-interval", "2s")
+FAST = ("--beat", "0.3s", "--down-after", "3s", "--repair-after", "2s", "--gc-grace", "2s", "--gc-interval", "2s")
 """Times of a cluster that has no time."""
 HEALED = 60.0
 """Seconds that a repair of a test's few chunks may take on a slow machine."""
@@ -24,22 +24,22 @@ ZONES = 3
 
 
 class Cluster:
-    """Nodes by number; the first has the metadata."""
+    """Nodes by number; the first has the metadata, with ``database`` (PostgreSQL) the second too."""
 
-    def __init__(self, directory: Path, count: int, *, options: Sequence[str] = ()) -> None:
+    def __init__(self, directory: Path, count: int, *, database: str | None = None) -> None:
         self._directory = directory
         directory.mkdir(parents=True)
-        self._options = tuple(options)
         self.nodes: list[Node] = []
-        first = Node(directory / "node0", options=[*FAST, *options, "--zone", "z0"])
-        first.start()
-        self.nodes.append(first)
-        for _ in range(1, count):
+        for number in range(2 if database else 1):
+            options = [*FAST, "--zone", f"z{number}", *(["--metadata", database] if database else [])]
+            self.nodes.append(Node(directory / f"node{number}", options=options).start())
+        while len(self.nodes) < count:
             self.add()
 
     @property
     def first(self) -> Node:
-        return self.nodes[0]
+        """A server with metadata that runs."""
+        return next(node for node in self.nodes[:2] if node.running)
 
     def add(self, data: Path | None = None) -> Node:
         """Start one more node."""
