@@ -25,7 +25,7 @@ VERBS = {
     "umount": "Send what is pending, then unmount.",
     "undo": "Take the last change of a file back.",
     "up": "Serve and mount a private folder.",
-    "why": "Show where the chunks of a file are: by which rule, on which nodes, when each was last verified.",
+    "why": "Show where the chunks of a file are.",
 }
 
 

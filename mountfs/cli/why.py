@@ -27,9 +27,10 @@ SHOWN = 20
 @click.option("--all", "all_", is_flag=True, help=f"Show every chunk, not the first {SHOWN}.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def command(path: Path, all_: bool, as_json: bool) -> None:
-    """Show where the chunks of a file are: by which rule, on which nodes, when each was last verified.
+    """Show where the chunks of a file are.
 
-    At the end: what would be lost if a given node died now.
+    By which rule, on which nodes, when each piece was last verified; at the end, what would be lost if a given node
+    died now.
     """
     place = target(path)
     if not place.file or not stat.S_ISREG(place.mode):

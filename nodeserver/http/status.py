@@ -86,12 +86,16 @@ async def where(request: Request) -> Response:
         placement = placements.setdefault(wanted.pieces, Placement(cluster, wanted.pieces))
         home = [node.id for node in placement.home(chunk)]
         there = [(node, held) for node, pieces in holders.items() for held in pieces]
-        have = len(
-            {held.piece if isinstance(wanted, Erasure) else node for node, held in there if _is_of(held, wanted)}
-        )
+        pieces = {held.piece if isinstance(wanted, Erasure) else node for node, held in there if _is_of(held, wanted)}
         answers.append(
             ChunkWhere(
-                chunk, str(wanted), home, [Holder(*one) for one in there], sorted(found.silent), have, wanted.pieces
+                chunk,
+                str(wanted),
+                home,
+                [Holder(*one) for one in there],
+                sorted(found.silent),
+                min(len(pieces), wanted.pieces),
+                wanted.pieces,
             )
         )
     return answer(request, Where(answers))

@@ -105,7 +105,7 @@ class Healer:
         cluster, away, again = await self._present()
         buckets = await self._metadata.buckets()
         now = (time.time() // DAY, cluster.nodes, *((bucket.id, bucket.redundancy) for bucket in buckets))
-        if now == self._balanced:
+        if now == self._balanced and not run.ordered:
             return Outcome("all is where it should be", again)
         made = dropped = failed = 0
         whole = True
