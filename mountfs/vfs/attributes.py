@@ -10,7 +10,7 @@ from typing import NamedTuple
 from mountfs.local.inodes import Inode, pack_xattrs
 from mountfs.local.journal import Field, Op
 from mountfs.sync.engine import Engine
-from mountfs.sync.errors import os_error
+from mountfs.sync.errors import deadline, os_error
 from mountfs.vfs.files import Files
 from mountfs.vfs.tree import Tree, failure
 from nodeserver.client import ClientError, Refused
@@ -121,7 +121,8 @@ class Attributes:
             return "metadata"
         bucket = self._context.buckets.by_id[inode.bucket]
         try:
-            found = await self._context.client.where(bucket.name, chunks)
+            with deadline(self._context.config.metadata_deadline):
+                found = await self._context.client.where(bucket.name, chunks)
         except ClientError as error:
             if isinstance(error, Refused) and error.code is Code.NO_ROUTE:
                 raise failure(errno.ENODATA) from error  # a store of its own has them

@@ -44,12 +44,14 @@ class BucketEndpoint(HTTPEndpoint):
     async def patch(self, request: Request) -> Response:
         identity(request, "admin")
         here, settings = services(request), await read(request, BucketSettings)
-        row = await here.metadata.bucket(_name(request))
         if settings.quota_bytes is not UNSET:
             check_quota(settings.quota_bytes)
+        redundancy = UNSET if settings.redundancy is UNSET else check_redundancy(settings.redundancy)
+        row = await here.metadata.bucket(_name(request))
+        if settings.quota_bytes is not UNSET:
             row = await here.metadata.set_quota(row.name, settings.quota_bytes)
-        if settings.redundancy is not UNSET:
-            row = await here.metadata.set_redundancy(row.name, check_redundancy(settings.redundancy))
+        if redundancy is not UNSET:
+            row = await here.metadata.set_redundancy(row.name, redundancy)
             if here.healer:
                 here.workers["rebalance"].wake()
         return answer(request, _bucket(here, row))

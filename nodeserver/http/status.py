@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,10 +15,10 @@ from nodeserver.http.codec import answer, hex_id, read
 from nodeserver.http.problems import Refused
 from nodeserver.http.services import Services, identity, services
 from nodeserver.metadata import members, repairs
-from nodeserver.placement.map import NODE_ID, State
+from nodeserver.placement.map import NODE_ID, NodeId, State
 from nodeserver.placement.moves import Preview, preview
 from nodeserver.placement.rendezvous import Placement
-from nodeserver.placement.scheme import Erasure, Scheme, bucket_scheme, chunk_scheme
+from nodeserver.placement.scheme import Erasure, Scheme, bucket_scheme, chunk_scheme, copies_instead
 from nodeserver.protocol.cluster import (
     MAX_FIND,
     ChunksAsked,
@@ -86,18 +87,9 @@ async def where(request: Request) -> Response:
         placement = placements.setdefault(wanted.pieces, Placement(cluster, wanted.pieces))
         home = [node.id for node in placement.home(chunk)]
         there = [(node, held) for node, pieces in holders.items() for held in pieces]
-        pieces = {held.piece if isinstance(wanted, Erasure) else node for node, held in there if _is_of(held, wanted)}
-        answers.append(
-            ChunkWhere(
-                chunk,
-                str(wanted),
-                home,
-                [Holder(*one) for one in there],
-                sorted(found.silent),
-                min(len(pieces), wanted.pieces),
-                wanted.pieces,
-            )
-        )
+        is_, have = _as_it_is(wanted, there)
+        holding = [Holder(*one) for one in there]
+        answers.append(ChunkWhere(chunk, str(is_), home, holding, sorted(found.silent), have, is_.pieces))
     return answer(request, Where(answers))
 
 
@@ -149,12 +141,24 @@ async def preview_change(request: Request) -> Response:
     )
 
 
-def _is_of(held: Held, scheme: Scheme) -> bool:
-    """Whether a piece is one of those that a scheme wants."""
-    fragment = fragment_of(held.piece)
-    if isinstance(scheme, Erasure):
-        return fragment is not None and fragment[:2] == (scheme.data, scheme.parity)
-    return fragment is None
+def _as_it_is(wanted: Scheme, there: list[tuple[NodeId, Held]]) -> tuple[Scheme, int]:
+    """How a chunk is kept, and how many pieces there are of that: while it is still to be re-encoded, in another form
+    than is wanted."""
+    copies = len({node for node, held in there if fragment_of(held.piece) is None})
+    codes: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+    for _, held in there:
+        if fragment := fragment_of(held.piece):
+            codes[fragment[:2]].add(fragment.number)
+    if isinstance(wanted, Erasure):
+        have = len(codes[wanted.data, wanted.parity])
+        if have < wanted.data and copies:
+            instead = copies_instead(wanted)
+            return instead, min(copies, instead.pieces)
+        return wanted, have
+    if not copies and codes:
+        code, numbers = max(codes.items(), key=lambda one: len(one[1]) - one[0][0])
+        return Erasure(*code), len(numbers)
+    return wanted, min(copies, wanted.pieces)
 
 
 async def _asked(request: Request) -> list[ChunkId]:

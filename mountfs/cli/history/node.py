@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import trio
 
-from mountfs import mounts
+from mountfs import control, mounts
 from mountfs.cli import settings
 from mountfs.errors import MountError
 from nodeserver.client import Client, ClientError, connect
@@ -35,11 +35,15 @@ class Talk:
         return self.bucket.name
 
 
-def talk(url: str, token: str, bucket: str, work: Callable[[Talk], Awaitable[T]]) -> T:
-    """Run ``work``. Raises ``MountError`` for whatever the server or the network says."""
+def talk(url: str, token: str, bucket: str, work: Callable[[Talk], Awaitable[T]], others: Sequence[str] = ()) -> T:
+    """Run ``work``, with a server of the ``others`` when that at ``url`` does not answer.
+
+    Raises ``MountError`` for whatever the server or the network says.
+    """
 
     async def session() -> T:
         async with connect(url, token, metadata_deadline=METADATA) as client:
+            client.follow(others)
             return await work(Talk(client, await client.bucket(bucket, deadline=FIRST)))
 
     try:
@@ -50,4 +54,6 @@ def talk(url: str, token: str, bucket: str, work: Callable[[Talk], Awaitable[T]]
 
 def talk_of(record: mounts.Record, bucket: str, work: Callable[[Talk], Awaitable[T]]) -> T:
     """As :func:`talk`, with the server of a mount."""
-    return talk(record.url, settings.find_token(None, None, Path(record.state)), bucket, work)
+    nodes = control.call(record.control, "status", timeout=FIRST)["nodes"]
+    others = [node["url"] for node in nodes] if len(nodes) > 1 else []
+    return talk(record.url, settings.find_token(None, None, Path(record.state)), bucket, work, others)

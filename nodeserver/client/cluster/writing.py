@@ -15,11 +15,13 @@ from nodeserver.content.erasure import split
 from nodeserver.placement.map import Node, NodeId
 from nodeserver.placement.scheme import Erasure, Scheme, chunk_scheme, copies_instead
 from nodeserver.protocol.errors import Code
-from nodeserver.protocol.pieces import Fragment, PieceId, fragment_id
+from nodeserver.protocol.pieces import Fragment, PieceId, fragment_id, fragment_of
 from nodeserver.protocol.wire import ChunkId
 
 LINGER = 10.0
 """Seconds that nodes get to finish after the quorum was reached; what they do not take is repaired later."""
+SLOW = 3.0
+"""Seconds without a quorum after which others are asked to stand in."""
 
 
 @dataclass(eq=False)
@@ -32,8 +34,12 @@ class _Job:
     expected: int
     """Pieces that there are nodes for."""
     targets: Iterator[Node]
-    stored: int = 0
+    stored: set[bytes] = field(default_factory=set)
+    """Nodes that have a copy, or fragments that some node has."""
     pending: int = 0
+
+
+_Group = list[tuple[_Job, tuple[PieceId, Buffer]]]
 
 
 @dataclass(eq=False)
@@ -52,8 +58,8 @@ class Writing:
 
     def __post_init__(self) -> None:
         self._scope = anyio.CancelScope()
-        self._sending: dict[NodeId, tuple[Node, int]] = {}
-        self._reached = 0
+        self._sending: dict[int, tuple[Node, _Group]] = {}
+        self._started = 0
         self._last: ClientError | None = None
         self.size = sum(len(data) for job in self.jobs for _, data in job.pieces)
 
@@ -63,12 +69,13 @@ class Writing:
             with self._scope:
                 async with anyio.create_task_group() as tasks:
                     self._assign(tasks, [(job, piece) for job in self.jobs for piece in job.pieces])
+                    tasks.start_soon(self._hurry, tasks)
         finally:
             for node, _ in self._sending.values():
                 self.roster.avoid(node, AVOID_SILENT)
             if not self.settled.is_set():
                 self._fail()
-            short = [job.chunk for job in self.jobs if job.quorum <= job.stored < job.expected]
+            short = [job.chunk for job in self.jobs if job.quorum <= len(job.stored) < job.expected]
             if short:
                 self.incomplete(self.bucket, short)
 
@@ -77,28 +84,37 @@ class Writing:
         self._scope.cancel()
         return self._last or DeadlineExceeded(f"too few nodes took the chunk within {seconds:g} s")
 
-    def _assign(self, tasks: anyio.abc.TaskGroup, items: Sequence[tuple[_Job, tuple[PieceId, Buffer]]]) -> None:
+    async def _hurry(self, tasks: anyio.abc.TaskGroup) -> None:
+        """When the quorum takes long, let others stand in for those that are waited for."""
+        with anyio.move_on_after(SLOW):
+            await self.settled.wait()
+        if not self.settled.is_set():
+            for node, group in list(self._sending.values()):
+                self.roster.avoid(node, AVOID_SILENT)
+                self._assign(tasks, [(job, piece) for job, piece in group if len(job.stored) < job.quorum])
+
+    def _assign(self, tasks: anyio.abc.TaskGroup, items: _Group) -> None:
         """Give each piece to the next node of its chunk's."""
-        groups: dict[NodeId, tuple[Node, list[tuple[_Job, tuple[PieceId, Buffer]]]]] = {}
+        groups: dict[NodeId, tuple[Node, _Group]] = {}
         for job, piece in items:
             node = next(job.targets, None)
             if node is not None:
                 job.pending += 1
                 groups.setdefault(node.id, (node, []))[1].append((job, piece))
-            elif job.stored + job.pending < job.quorum:
+            elif len(job.stored) + job.pending < job.quorum:
                 self._fail(job)
                 return
         for node, group in groups.values():
             tasks.start_soon(self._send, tasks, node, group)
 
-    async def _send(
-        self, tasks: anyio.abc.TaskGroup, node: Node, group: list[tuple[_Job, tuple[PieceId, Buffer]]]
-    ) -> None:
-        self._sending[node.id] = node, self._sending.get(node.id, (node, 0))[1] + 1
+    async def _send(self, tasks: anyio.abc.TaskGroup, node: Node, group: _Group) -> None:
+        self._started += 1
+        number = self._started
+        self._sending[number] = node, group
         try:
             await self.roster.peer(node).put(self.bucket, [piece for _, piece in group])
         except ClientError as error:
-            self._sent(node)
+            del self._sending[number]
             self.roster.failed(node, error)
             if not (isinstance(self._last, Refused) and self._last.code is Code.FULL):
                 self._last = error  # that there is no room says more than that somebody is away
@@ -106,27 +122,20 @@ class Writing:
                 job.pending -= 1
             self._assign(tasks, group)
             return
-        self._sent(node)
+        del self._sending[number]  # not in a ``finally``: what was cancelled counts as still being sent
         self.roster.answered(node)
-        for job, _ in group:
+        for job, (piece, _) in group:
             job.pending -= 1
-            job.stored += 1
-            self._reached += job.stored == job.quorum
-        if self._reached == len(self.jobs) and not self.settled.is_set():
+            job.stored.add(piece if fragment_of(piece) else node.id)
+        if all(len(job.stored) >= job.quorum for job in self.jobs) and not self.settled.is_set():
             self.settled.set()
             self._scope.deadline = anyio.current_time() + LINGER
-
-    def _sent(self, node: Node) -> None:
-        """Not in a ``finally``: what was cancelled counts as still being sent."""
-        _, count = self._sending.pop(node.id)
-        if count > 1:
-            self._sending[node.id] = node, count - 1
 
     def _fail(self, job: _Job | None = None) -> None:
         if isinstance(self._last, Refused):
             self.error = self._last
         else:
-            got = f"{job.stored} of {job.quorum} nodes" if job else "too few nodes"
+            got = f"{len(job.stored)} of {job.quorum} nodes" if job else "too few nodes"
             self.error = QuorumLost(f"{got} took the chunk: {self._last or 'there are no more'}")
         self.settled.set()
         self._scope.cancel()
