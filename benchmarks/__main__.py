@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import history, machine, memory, metadata
+from benchmarks import cluster, history, machine, memory, metadata
 from benchmarks.measures import MIB
 from benchmarks.report import RESULTS, Results, show
 from benchmarks.source import pack_source_tree
@@ -40,6 +40,9 @@ def main() -> int:
         elif options.history:
             lines, failed = history.measure(base, history.QUICK if options.quick else history.Sizes(), console)
             text = history.to_json(about, lines)
+        elif options.cluster:
+            found = cluster.measure(base, cluster.QUICK if options.quick else cluster.Sizes(), console)
+            text, failed = cluster.to_json(about, found), False
         elif options.metadata:
             text = metadata.to_json(about, metadata.measure(base, 1 if options.quick else 3, console))
             failed = False
@@ -52,7 +55,7 @@ def main() -> int:
     output = options.output
     partial = options.quick or options.only or options.system or options.no_juicefs or failed
     if output is None and not partial:
-        kind = next((kind for kind in ("memory", "history", "metadata") if getattr(options, kind)), "speed")
+        kind = next((kind for kind in ("memory", "history", "metadata", "cluster") if getattr(options, kind)), "speed")
         output = RESULTS / f"{date:%Y-%m-%dT%H-%M-%SZ}-{kind}.json"
     if output is not None:
         output.parent.mkdir(exist_ok=True)
@@ -100,6 +103,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="measure the daemon's memory instead of speed")
     parser.add_argument("--history", action="store_true", help="measure what looking back costs instead of speed")
     parser.add_argument("--metadata", action="store_true", help="measure commits and look-ups a second of node servers")
+    parser.add_argument("--cluster", action="store_true", help="measure what 1, 3 and 6 nodes on this machine do")
     parser.add_argument("--files", metavar="N", type=int, default=200_000, help="--memory: files to walk over")
     parser.add_argument("--bytes", metavar="MIB", type=int, default=4096, help="--memory: MiB to copy in and out")
     return parser.parse_args()

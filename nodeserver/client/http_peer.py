@@ -25,7 +25,7 @@ class _Answer(msgspec.Struct):
 
 
 class HttpPeer(Peer):
-    """The pieces of ``node``. Requests that another node can answer as well are not repeated."""
+    """The pieces of ``node``. Requests are made once: who asks has other nodes to go to, or comes again."""
 
     def __init__(self, node: Node, *, metadata_deadline: float, data_deadline: float) -> None:
         self._node = node
@@ -90,21 +90,22 @@ class HttpPeer(Peer):
 
     async def listing(self, bucket: bytes, first: int, beyond: int, *, deadline: float | None = None) -> list[Held]:
         path, seconds = f"{_bucket(bucket)}?first={first}&beyond={beyond}", self._data if deadline is None else deadline
-        return (await self._node.call("GET", path, Pieces, deadline=seconds)).pieces
+        return (await self._node.call("GET", path, Pieces, deadline=seconds, once=True)).pieces
 
     async def delete(self, bucket: bytes, pieces: Collection[PieceId], *, deadline: float | None = None) -> None:
         ids = list(pieces)
         for start in range(0, len(ids), MAX_BATCH_CHUNKS):
             body = pack(PieceIds(ids[start : start + MAX_BATCH_CHUNKS]))
             path, seconds = f"{_bucket(bucket)}/delete", self._seconds(deadline)
-            await self._node.send("POST", path, _ignore, body=body, deadline=seconds)
+            await self._node.send("POST", path, _ignore, body=body, deadline=seconds, once=True)
 
     async def buckets(self, *, deadline: float | None = None) -> list[bytes]:
-        return (await self._node.call("GET", "pieces", PieceBuckets, deadline=self._seconds(deadline))).buckets
+        seconds = self._seconds(deadline)
+        return (await self._node.call("GET", "pieces", PieceBuckets, deadline=seconds, once=True)).buckets
 
     async def drop(self, bucket: bytes, *, deadline: float | None = None) -> None:
         seconds = self._data if deadline is None else deadline
-        await self._node.send("DELETE", _bucket(bucket), _ignore, deadline=seconds)
+        await self._node.send("DELETE", _bucket(bucket), _ignore, deadline=seconds, once=True)
 
     def _seconds(self, deadline: float | None) -> float:
         return self._metadata if deadline is None else deadline

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -36,6 +36,8 @@ HINTS = 500
 """Chunks repaired between two looks at what waits."""
 ENDANGERED = 100_000
 """Chunks remembered of one look at all of them, to be repaired in the order of their danger."""
+TOGETHER = 8
+"""Chunks healed at the same time."""
 AGAIN = 60.0
 """Seconds until what could not be repaired is tried again."""
 DAY = 86_400.0
@@ -110,10 +112,15 @@ class Healer:
         made = dropped = failed = 0
         whole = True
         for bucket in buckets:
+            group: list[Awaitable[tuple[int, int, int]]] = []
             async for chunk, holders, silent in self._chunks(bucket, cluster, run):
                 whole = whole and not silent
-                done = await self._heal(bucket, cluster, away | silent, chunk, holders, run, drop=not silent)
-                made, dropped, failed = made + done[0], dropped + done[1], failed + done[2]
+                group.append(self._heal(bucket, cluster, away | silent, chunk, holders, run, drop=not silent))
+                if len(group) == TOGETHER:
+                    done = await _all(group)
+                    made, dropped, failed = made + done[0], dropped + done[1], failed + done[2]
+            done = await _all(group)
+            made, dropped, failed = made + done[0], dropped + done[1], failed + done[2]
         if whole and not failed and not away:
             self._balanced = now
             return Outcome(f"made {made} pieces, deleted {dropped} left over", again)
@@ -177,10 +184,16 @@ class Healer:
         self.survey = survey
         made = failed = 0
         run.total = run.done + len(endangered)
-        for _, bucket, chunk, holders in sorted(endangered, key=lambda one: one[0]):
-            done = await self._heal(bucket, cluster, away | survey.silent, chunk, holders, run, drop=False)
+        endangered.sort(key=lambda one: one[0])
+        for start in range(0, len(endangered), TOGETHER):
+            group: list[Awaitable[tuple[int, int, int]]] = [
+                self._heal(bucket, cluster, away | survey.silent, chunk, holders, run, drop=False)
+                for _, bucket, chunk, holders in endangered[start : start + TOGETHER]
+            ]
+            survey.below -= len(group)
+            done = await _all(group)
+            survey.below += done[2]
             made, failed = made + done[0], failed + done[2]
-            survey.below -= not done[2]
         return made, failed
 
     # One chunk
@@ -288,6 +301,14 @@ class Healer:
         if known is None or known[0] != cluster.nodes:
             known = self._placements[scheme.pieces] = cluster.nodes, Placement(cluster, scheme.pieces)
         return known[1]
+
+
+async def _all(group: list[Awaitable[tuple[int, int, int]]]) -> tuple[int, int, int]:
+    """The sums of what these come to, at the same time; empties the list."""
+    results = await asyncio.gather(*group)
+    group.clear()
+    made, dropped, failed = (sum(column) for column in zip(*results, strict=True)) if results else (0, 0, 0)
+    return made, dropped, failed
 
 
 def _gone(cluster: ClusterMap) -> set[NodeId]:

@@ -150,7 +150,7 @@ def test_restoring_10_000_files_takes_few_requests_and_moves_no_content(
 def _few(proxy: FaultProxy, commits: int) -> None:
     """What went to the server since ``forget``, but for what the mount asks as its kernel looks around."""
     assert proxy.count("POST", r"/commits$") == commits
-    assert proxy.count("", r"/(chunks|pieces)") == 0
+    assert proxy.count("", r"/chunks|^/v1/pieces") == 0
     asked = [seen for seen in proxy.requests if "/changes?" not in seen.path]
     assert len(asked) < 40, asked
     proxy.forget()

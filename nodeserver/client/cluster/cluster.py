@@ -33,6 +33,8 @@ PATIENCE, BRIEFLY = 3.0, 0.5
 """Seconds that a node gets to say what it has; one that did badly just now."""
 STRAGGLING = 64 << 20
 """Bytes on their way to slow nodes, behind writes that are acknowledged, at which the next write waits."""
+MANY = 8
+"""Who asks for so many chunks at once wants small ones, which are there in copies also where large ones are coded."""
 ASSEMBLED = 4
 """Chunks put together from fragments at the same time."""
 
@@ -225,14 +227,17 @@ class Cluster:
         raise DeadlineExceeded(f"the nodes did not give {len(ids)} chunks within {seconds:g} s")
 
     async def _from_homes(self, place: Place, ids: Sequence[ChunkId], opened: Opened[T]) -> dict[ChunkId, T]:
-        """Whole copies from where they should be."""
+        """Whole copies from where they should be; of erasure-coded chunks, those that may be small ones."""
         scheme = self._roster.scheme(place.redundancy)
-        if not isinstance(scheme, Replicate):
-            return {}
+        coded = isinstance(scheme, Erasure)
+        if isinstance(scheme, Erasure):
+            if len(ids) < MANY:
+                return {}
+            scheme = copies_instead(scheme)
         placement = self._roster.placement(scheme.pieces)
         race = Race(self._roster, place.bucket, opened)
         await race.run({chunk: self._roster.nearest(placement.home(chunk)) for chunk in ids})
-        if race.bad:
+        if race.bad and not coded:
             self._repair(place.bucket, list(race.bad))
         return race.found
 
