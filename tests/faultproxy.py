@@ -29,6 +29,7 @@ flip           forwarded; one bit in the middle of the bodies of successful answ
                GET .../chunks/ID and POST .../chunks/read, and of .../pieces/BUCKET/
 drop           forwarded and the answer read, then the connection ends without it (a lost answer)
 delay          forwarded after ``seconds``
+hold           forwarded; the answer is kept until the mode changes
 slow           forwarded, both ways at ``bytes_per_second``
 =============  ======================================================================================
 
@@ -51,7 +52,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-Mode = Literal["pass", "refuse", "stall", "garbage", "garbage-body", "error", "cut", "flip", "drop", "delay", "slow"]
+Mode = Literal[
+    "pass", "refuse", "stall", "garbage", "garbage-body", "error", "cut", "flip", "drop", "delay", "hold", "slow"
+]
 _CHUNK_READ = re.compile(
     r"GET \S*/chunks/[0-9a-f]+$|POST \S*/chunks/read$|GET \S*/pieces/\w+/\w+$|POST \S*/pieces/\w+/read$"
 )
@@ -96,6 +99,7 @@ class FaultProxy:
         self._seen: list[Seen] = []
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
+        self._holding = 0
         self._closed = False
         with socket.create_server(("127.0.0.1", 0)) as finder:
             port = finder.getsockname()[1]
@@ -182,6 +186,12 @@ class FaultProxy:
         with self._lock:
             if not self._lock.wait_for(lambda: self.count(method, path, mode) >= at_least, timeout):
                 raise TimeoutError(f"{self.count(method, path, mode)} of {at_least} {method} {path}: {self._seen}")
+
+    def wait_held(self, timeout: float = 10.0) -> None:
+        """Block until an answer is held. Raises TimeoutError after ``timeout`` seconds."""
+        with self._lock:
+            if not self._lock.wait_for(lambda: self._holding > 0, timeout):
+                raise TimeoutError("no answer is held")
 
     def wait_idle(self, timeout: float = 10.0) -> None:
         """Block until no client is connected. Raises TimeoutError after ``timeout`` seconds."""
@@ -274,6 +284,8 @@ class FaultProxy:
         answer_head, answer = self._forward(link, method, head, body)
         if fault.mode == "drop":
             raise _Broken
+        if fault.mode == "hold":
+            self._held(fault)
         if fault.mode == "cut":
             link.client.sendall(answer_head + answer[: len(answer) // 2])
             raise _Broken
@@ -286,6 +298,14 @@ class FaultProxy:
             _send_slowly(link.client, answer_head + answer, fault, rate)
         if _last(head) or _last(answer_head):
             raise _Broken
+
+    def _held(self, fault: Fault) -> None:
+        with self._lock:
+            self._holding += 1
+            self._lock.notify_all()
+        fault.over.wait()
+        with self._lock:
+            self._holding -= 1
 
     def _forward(self, link: _Link, method: str, head: bytes, body: bytearray) -> tuple[bytes, bytearray]:
         if link.server is None:

@@ -26,4 +26,4 @@ def command(path: Path, deadline: float | None) -> None:
     pending = live.drain(record, "sync", {"path": str(target)}, deadline=deadline)
     if pending:
         live.name_pending(pending)
-        raise Pending(f"{path}: {len(pending)} not on the nodes within {deadline:g} s; see mountfs status")
+        raise Pending(f"{path}: {len(pending)} not on the nodes yet; see mountfs status")

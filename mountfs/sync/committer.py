@@ -57,6 +57,8 @@ class Committer:
         self._resumed = False
         self._commit_done = trio.Event()
         self._commit_done.set()
+        self._failed = -math.inf
+        """When the attempt began that the server refused last."""
         self._refused: dict[int, float] = {}
         """When to try a row again that the server refused, in trio time."""
 
@@ -70,15 +72,17 @@ class Committer:
         delay = RETRY_FIRST
         while True:
             self._hurry = trio.Event()
+            began = trio.current_time()
             try:
                 if not self._resumed:
                     await self._finish_stored()
                     self._resumed = True
                 await self._wait_for_rows()
+                began = trio.current_time()
                 await self._drain(nursery)
                 delay = RETRY_FIRST
             except (ClientError, OSError) as error:
-                self._note_failure(error)
+                self._note_failure(error, began)
                 delay = await self._pause(delay)
 
     async def _pause(self, delay: float) -> float:
@@ -87,9 +91,11 @@ class Committer:
             await self._hurry.wait()
         return min(delay * 2, RETRY_MOST)
 
-    def _note_failure(self, error: ClientError | OSError) -> None:
+    def _note_failure(self, error: ClientError | OSError, began: float) -> None:
+        """Note why an attempt failed that began at a time."""
         if isinstance(error, Refused):
             self._context.server_full = error.code is Code.FULL
+            self._failed = began
         if not isinstance(error, Unreachable) or isinstance(error, QuorumLost):
             self._context.report(0, f"bucket {self._bucket.name}: {error}")
         self._context.journal.announce()
@@ -141,6 +147,7 @@ class Committer:
             with context.db.transaction():
                 context.journal.remove(gone)
                 self._keep_times(gone)
+            context.server_full = context.server_full and context.unsent()
             context.journal.announce()
             ids = {row.id for row in gone}
             rows = [row for row in rows if row.id not in ids]
@@ -226,7 +233,7 @@ class Committer:
                         "INSERT INTO batch VALUES (?, ?, ?)", (self._bucket.id, body, msgspec.msgpack.encode(sent))
                     )
             except OSError as error:
-                self._note_failure(error)
+                self._note_failure(error, trio.current_time())
                 self._give_back(batch)
             else:
                 await self._commit(body, batch)
@@ -273,11 +280,12 @@ class Committer:
         delay = RETRY_FIRST
         while True:
             self._hurry = trio.Event()
+            began = trio.current_time()
             try:
                 answer = await self._context.client.commit_packed(self._bucket.name, body)
                 self._acknowledged(batch, answer)
             except (ClientError, OSError) as error:
-                self._note_failure(error)
+                self._note_failure(error, began)
                 if isinstance(error, Refused) and error.code is Code.MISSING_CHUNKS:
                     with self._context.db.transaction():
                         self._context.db.execute("DELETE FROM batch WHERE bucket = ?", (self._bucket.id,))
@@ -378,11 +386,12 @@ class Committer:
         """
         journal = self._context.journal
         last = journal.last()
+        asked = trio.current_time()
         self._retry(ino)
         self.hurry()
         while journal.left(last, ino):
             await journal.acknowledged()
-            if self._context.server_full:
+            if self._context.server_full and self._failed >= asked:
                 raise OSError(errno.ENOSPC, "the node server's disk is full")
             if ino is not None and ino in self._context.refused:
                 raise OSError(self._context.refused[ino], "the node server refused the content")

@@ -69,6 +69,7 @@ class Context:
         self.refused: dict[int, int] = {}
         """errno by inode whose content the server did not take."""
         self.server_full = False
+        """Whether the server has no room for what waits. When nothing does, nobody knows."""
         self.growth: dict[int, int] = {}
         """Bytes by inode that files have grown by and the server does not count yet."""
         self.progress = trio.Event()

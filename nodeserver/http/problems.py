@@ -131,7 +131,7 @@ class Envelope:
         request_id = str(uuid.uuid4())
         refused = refusal(error)
         level = logging.ERROR if refused.code.status >= 500 else logging.INFO
-        if refused.code is Code.NO_CHUNK:
+        if refused.code is Code.NO_CHUNK and scope["path"].startswith("/v1/pieces/"):
             level = logging.DEBUG  # whoever asks has other nodes to ask
         log.log(
             level,

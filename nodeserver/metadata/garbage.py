@@ -31,12 +31,12 @@ class Content(NamedTuple):
     manifest: Manifest
 
 
-def spare(
-    connection: Connection, bucket: int, after: VersionId, suspects: set[ChunkId], without: Collection[VersionId]
-) -> tuple[VersionId, list[Manifest]]:
-    """Take out of ``suspects`` what a page of versions refers to, but for those ``without``.
+def references(
+    connection: Connection, bucket: int, after: VersionId, without: Collection[VersionId]
+) -> tuple[VersionId, set[ChunkId], list[Manifest]]:
+    """What a page of versions refers to, but for those ``without``.
 
-    Returns the last of the page, empty at the end, and the manifests whose slices are stored in chunks.
+    Returns the last of the page, empty at the end, the chunks, and the manifests whose slices are stored in chunks.
     """
     rows = connection.execute(
         select(_version.id, _version.manifest)
@@ -44,15 +44,16 @@ def spare(
         .order_by(_version.id)
         .limit(PAGE)
     )
+    chunks: set[ChunkId] = set()
     indirect: list[Manifest] = []
     last = b""
     for last, packed in rows:
         if last not in without:
             manifest = _manifest.decode(packed)
-            suspects.difference_update(piece.chunk for piece in manifest.slices)
+            chunks.update(piece.chunk for piece in manifest.slices if piece.chunk)
             if manifest.indirect:
                 indirect.append(manifest)
-    return last, indirect
+    return last, chunks, indirect
 
 
 def contents_of(connection: Connection, bucket: int, ids: Iterable[VersionId]) -> list[Content]:

@@ -29,7 +29,7 @@ from nodeserver.placement.scheme import Scheme, bucket_scheme, chunk_scheme
 from nodeserver.protocol.cluster import Held
 from nodeserver.protocol.pieces import PieceId, fragment_of
 from nodeserver.protocol.wire import ChunkId
-from nodeserver.workers.references import ranges
+from nodeserver.workers.references import References, ranges
 from nodeserver.workers.registry import Outcome, Run
 
 HINTS = 500
@@ -66,8 +66,8 @@ class Healer:
         self._store = store
         self._grace = grace
         self._met: defaultdict[bytes, set[ChunkId]] = defaultdict(set)
-        self._healed = -1
-        """The epoch at which nothing was left to repair for nodes that are gone."""
+        self._healed: tuple[object, ...] = ()
+        """The epoch and day at which nothing was left to repair."""
         self._balanced: tuple[object, ...] = ()
         """The map and settings with which nothing was left to move."""
         self._placements: dict[int, tuple[tuple[Node, ...], Placement]] = {}
@@ -91,11 +91,12 @@ class Healer:
             more = await self._mend_met(bucket, run)
             made, failed = made + more[0], failed + more[1]
         cluster, away, again = await self._present()
-        if cluster.epoch != self._healed or self.survey.below or self.survey.lost:
+        now = (cluster.epoch, time.time() // DAY)
+        if now != self._healed or self.survey.below or run.ordered:
             more = await self._mend_all(cluster, away, run)
             made, failed = made + more[0], failed + more[1]
             if not more[1] and not self.survey.silent:
-                self._healed = cluster.epoch
+                self._healed = now
         if failed or self.survey.below:
             again = min(again, AGAIN)
         return Outcome(f"made {made} pieces, {failed} chunks could not be mended", again)
@@ -113,12 +114,15 @@ class Healer:
         whole = True
         for bucket in buckets:
             group: list[Awaitable[tuple[int, int, int]]] = []
-            async for chunk, holders, silent in self._chunks(bucket, cluster, run):
-                whole = whole and not silent
-                group.append(self._heal(bucket, cluster, away | silent, chunk, holders, run, drop=not silent))
-                if len(group) == TOGETHER:
-                    done = await _all(group)
-                    made, dropped, failed = made + done[0], dropped + done[1], failed + done[2]
+            for first, beyond in ranges(await self._store.count(bucket.id)):
+                async for chunk, holders, silent in self._chunks(bucket, cluster, first, beyond, run):
+                    whole = whole and not silent
+                    if not readable(holders):
+                        continue  # of no use, or what repair tells of
+                    group.append(self._heal(bucket, cluster, away | silent, chunk, holders, run, drop=not silent))
+                    if len(group) == TOGETHER:
+                        done = await _all(group)
+                        made, dropped, failed = made + done[0], dropped + done[1], failed + done[2]
             done = await _all(group)
             made, dropped, failed = made + done[0], dropped + done[1], failed + done[2]
         if whole and not failed and not away:
@@ -141,8 +145,8 @@ class Healer:
             healed = []
             for chunk in chunks:
                 holders = await self._good(bucket.id, chunk, found.held.get(chunk, {}), silent)
-                if not holders and not silent:
-                    healed.append(chunk)  # it was garbage: nobody has it
+                if not readable(holders) and not silent and not await self._needed(bucket, chunk, run):
+                    healed.append(chunk)  # it is garbage
                     continue
                 done = await self._heal(bucket, cluster, away | silent, chunk, holders, run, drop=False)
                 made += done[0]
@@ -151,6 +155,22 @@ class Healer:
                     healed.append(chunk)
             await self._metadata.write(repairs.done, bucket.bucket, healed)
         return made, failed
+
+    async def _needed(self, bucket: BucketRow, chunk: ChunkId, run: Run) -> bool:
+        async for needed in References(self._metadata, self._store, bucket).known(run):
+            if chunk in needed:
+                return True
+        return False
+
+    async def _lost(self, bucket: BucketRow, there: set[ChunkId], first: int, beyond: int, run: Run) -> int:
+        """How many chunks versions refer to that are not ``there`` and cannot be read, of the ids that begin with a
+        byte from ``first`` on and below ``beyond``."""
+        lacking: set[ChunkId] = set()
+        async for needed in References(self._metadata, self._store, bucket).known(run):
+            lacking.update(chunk for chunk in needed if first <= chunk[0] < beyond and chunk not in there)
+        # Commits that were made meanwhile are no loss.
+        found = await self._store.locate(bucket.id, list(lacking))
+        return sum(not readable(found.held.get(chunk, {})) for chunk in lacking)
 
     async def _good(self, bucket: bytes, chunk: ChunkId, holders: Holders, silent: set[NodeId]) -> Holders:
         """The pieces whose checksums their nodes find right: what is listed may be the very one that was bad."""
@@ -172,15 +192,20 @@ class Healer:
         survey = Survey(time.time_ns())
         endangered: list[tuple[int, BucketRow, ChunkId, Holders]] = []
         for bucket in await self._metadata.buckets():
-            async for chunk, holders, silent in self._chunks(bucket, cluster, run):
-                survey.silent |= silent
-                survey.chunks += 1
-                found = self._plan(bucket, cluster, away | silent, chunk, holders)
-                if found.lacking:
-                    survey.below += 1
-                    survey.lost += not readable(holders)
-                    if len(endangered) < ENDANGERED:
-                        endangered.append((found.spare, bucket, chunk, holders))
+            for first, beyond in ranges(await self._store.count(bucket.id)):
+                there: set[ChunkId] = set()
+                async for chunk, holders, silent in self._chunks(bucket, cluster, first, beyond, run):
+                    survey.silent |= silent
+                    survey.chunks += 1
+                    if not readable(holders):
+                        continue
+                    there.add(chunk)
+                    found = self._plan(bucket, cluster, away | silent, chunk, holders)
+                    if found.lacking:
+                        survey.below += 1
+                        if len(endangered) < ENDANGERED:
+                            endangered.append((found.spare, bucket, chunk, holders))
+                survey.lost += await self._lost(bucket, there, first, beyond, run)
         self.survey = survey
         made = failed = 0
         run.total = run.done + len(endangered)
@@ -220,6 +245,8 @@ class Healer:
 
         How many pieces were made and deleted, and 1 when the chunk could not be mended.
         """
+        if not readable(holders):
+            return 0, 0, 1
         found = self._plan(bucket, cluster, away, chunk, holders)
         dropped = 0
         try:
@@ -265,16 +292,16 @@ class Healer:
     # What there is
 
     async def _chunks(
-        self, bucket: BucketRow, cluster: ClusterMap, run: Run
+        self, bucket: BucketRow, cluster: ClusterMap, first: int, beyond: int, run: Run
     ) -> AsyncIterator[tuple[ChunkId, Holders, set[NodeId]]]:
-        """All chunks of a bucket, with who has what of them and who was silent, but for nodes that are gone."""
-        for first, beyond in ranges(await self._store.count(bucket.id)):
-            silent: set[NodeId] = set()
-            found = await self._store.survey(bucket.id, first, beyond, silent)
-            await run.step()
-            silent -= _gone(cluster)
-            for chunk in sorted(found):
-                yield chunk, found[chunk], silent
+        """The chunks of a bucket whose ids begin with a byte from ``first`` on and below ``beyond``, with who has what
+        of them and who was silent, but for nodes that are gone."""
+        silent: set[NodeId] = set()
+        found = await self._store.survey(bucket.id, first, beyond, silent)
+        await run.step()
+        silent -= _gone(cluster)
+        for chunk in sorted(found):
+            yield chunk, found[chunk], silent
 
     async def _present(self) -> tuple[ClusterMap, set[NodeId], float]:
         """The map, with nodes that are down for a short time as if they were up; these nodes; and in how many seconds

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator
+import logging
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 
-from nodeserver.chunks import ChunkStore
-from nodeserver.content.codec import open_chunk
-from nodeserver.content.manifest import unpack_slices
+from nodeserver.chunks import ChunkStore, NoChunk, StoreUnavailable
+from nodeserver.content.codec import CorruptChunk, open_chunk
+from nodeserver.content.manifest import BadManifest, unpack_slices
 from nodeserver.metadata import garbage
 from nodeserver.metadata.buckets import BucketRow
 from nodeserver.metadata.garbage import Content
@@ -15,8 +16,11 @@ from nodeserver.metadata.store import Metadata
 from nodeserver.protocol.wire import ChunkId, Manifest, Slice, VersionId
 from nodeserver.workers.registry import Run
 
+UNREADABLE = (NoChunk, CorruptChunk, BadManifest, StoreUnavailable)
 AT_ONCE = 200_000
 """Chunk ids that are looked at in one pass over the versions: about 100 MB with all that goes with it."""
+
+log = logging.getLogger(__name__)
 
 
 class References:
@@ -32,10 +36,31 @@ class References:
 
         What a commit refers to that is made meanwhile may or may not stay among them.
         """
+        async for needed in self._pages(run, without):
+            suspects -= needed
+            if not suspects:
+                return
+
+    async def known(self, run: Run) -> AsyncIterator[set[ChunkId]]:
+        """What all versions refer to, some versions at a time, but for what is behind a manifest that cannot be read;
+        the chunks of such a manifest are among them."""
+        async for needed in self._pages(run, lenient=True):
+            yield needed
+
+    async def _pages(
+        self, run: Run, without: Collection[VersionId] = (), *, lenient: bool = False
+    ) -> AsyncIterator[set[ChunkId]]:
         after = b""
-        while suspects:
-            after, indirect = await self._metadata.read(garbage.spare, self._bucket.bucket, after, suspects, without)
-            suspects -= await inner_chunks(self._chunks, self._bucket, indirect)
+        while True:
+            after, needed, indirect = await self._metadata.read(garbage.references, self._bucket.bucket, after, without)
+            for manifest in indirect:
+                try:
+                    needed |= await inner_chunks(self._chunks, self._bucket, [manifest])
+                except UNREADABLE as error:
+                    if not lenient:
+                        raise
+                    log.warning("a list of chunks of bucket %s cannot be read: %s", self._bucket.name, error)
+            yield needed
             if not after:
                 return
             await run.step()

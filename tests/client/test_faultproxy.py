@@ -6,6 +6,7 @@ import http.client
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -175,6 +176,17 @@ def test_delay(proxy: FaultProxy) -> None:
     before = time.monotonic()
     assert ask(proxy) == CONTENT
     assert time.monotonic() - before >= 0.2
+
+
+def test_hold_keeps_the_answer(proxy: FaultProxy, origin: Origin) -> None:
+    proxy.set("hold")
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(ask, proxy)
+        proxy.wait_held()
+        assert not answer.done()
+        assert len(origin.paths) == 1
+        proxy.set("pass")
+        assert answer.result(timeout=10) == CONTENT
 
 
 def test_slow_both_ways(proxy: FaultProxy) -> None:

@@ -138,6 +138,30 @@ def test_deleted_copies_come_back(three: Cluster, make_mount: MakeMount) -> None
     eventually(lambda: three.command("workers", "run", "repair")[0] == 0 and three.pieces() == whole, 60, "mended")
 
 
+def test_what_is_lost_on_all_nodes_is_told_and_comes_back_with_its_content(
+    three: Cluster, make_mount: MakeMount
+) -> None:
+    mount, contents = fresh(make_mount, three), dict[str, bytes]()
+    work(mount, contents, "a")
+    lost = len(chunk_files(three.first))
+    for node in three.nodes:
+        for path in chunk_files(node):
+            path.unlink()
+    code, said = three.command("workers", "run", "repair")
+    assert code == 0, said
+    code, said = three.command("status")
+    assert code == 1
+    assert lost >= 4
+    assert f"{lost} chunks cannot be read from the nodes that answer" in said
+    for name, content in contents.items():
+        (mount.path / "again").write_bytes(content)
+        mount.sync()
+        assert (mount.path / name).read_bytes() == content
+    assert three.command("workers", "run", "repair")[0] == 0
+    three.until_healed()
+    check(fresh(make_mount, three).path, contents)
+
+
 def test_one_file_tells_how_safe_it_is(three: Cluster, make_mount: MakeMount) -> None:
     mount = fresh(make_mount, three)
     (mount.path / "file").write_bytes(os.urandom(LARGE))

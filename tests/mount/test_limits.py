@@ -9,11 +9,13 @@ import random
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeMount, MakeNode
+from tests.faultproxy import FaultProxy
 from tests.harness import Node, disk_use, eventually, small_disk
 from tests.mount.attempts import attempt, succeeds
 
@@ -119,9 +121,7 @@ def test_a_full_local_disk_refuses_more_and_goes_on_afterwards(
     assert 35 <= len(accepted) <= 60
     facts = os.statvfs(disk)
     assert facts.f_bavail >= facts.f_blocks * 0.08, "a tenth of the disk stays free"
-    free = facts.f_bavail * facts.f_bsize
-    with open(disk / "filler", "wb") as filler:
-        os.posix_fallocate(filler.fileno(), 0, free - 64 * 1024)
+    fill_up(disk)
     assert attempt("write(path, 300_000)", mount.path / "too-much", 5) == "ENOSPC"
     names = [f"name{number}" for number in range(2000)]
     made = []
@@ -174,6 +174,50 @@ def test_a_full_server_disk_is_told_by_fsync_and_everything_goes_up_later(
     other = make_mount(node, "limits")
     holds(other.path, durable, "durable")
     holds(other.path, accepted, "local")
+
+
+@needs_root
+def test_what_was_refused_before_an_fsync_does_not_fail_it(
+    make_node: MakeNode, make_mount: MakeMount, disk: Path
+) -> None:
+    node = make_node(disk / "node")
+    with FaultProxy(node.url) as proxy, ThreadPoolExecutor() as threads:
+        mount = make_mount(node, node.create_bucket("limits"), url=proxy.url, options=OPTIONS)
+        fill_up(disk)
+        proxy.set("hold", match=r"PUT .*/pieces/")
+        with open(mount.path / "early", "wb", 0) as early, open(mount.path / "late", "wb", 0) as late:
+            early.write(body("early", 3 * MIB))
+            late.write(body("late", 3 * MIB))
+            first = threads.submit(os.fsync, early.fileno())
+            proxy.wait_held()  # the refusal of what was sent while the disk was full
+            (disk / "filler").unlink()
+            second = threads.submit(os.fsync, late.fileno())
+            mount.status()  # by now the daemon has heard of it
+            proxy.set("pass")
+            second.result(timeout=30)
+            error = first.exception(timeout=30)
+            assert error is None or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+
+
+@needs_root
+def test_when_nothing_waits_for_a_full_server_the_next_write_tries_it_again(
+    make_node: MakeNode, make_mount: MakeMount, disk: Path
+) -> None:
+    node = make_node(disk / "node")
+    mount = make_mount(node, node.create_bucket("limits"), options=OPTIONS)
+    fill_up(disk)
+    assert attempt("write(path, 300_000, fsync=True)", mount.path / "one", 5) == "ENOSPC"
+    assert os.statvfs(mount.path).f_bavail == 0
+    (mount.path / "one").unlink()
+    (disk / "filler").unlink()
+    eventually(lambda: succeeds("write(path, 300_000, fsync=True)", mount.path / "two"), timeout=30)
+
+
+def fill_up(disk: Path) -> None:
+    """Leave no room for content, by the file ``filler``."""
+    facts = os.statvfs(disk)
+    with open(disk / "filler", "wb") as filler:
+        os.posix_fallocate(filler.fileno(), 0, facts.f_bavail * facts.f_bsize - 64 * 1024)
 
 
 def test_an_exceeded_quota_is_told_and_more_quota_lets_everything_go_up(node: Node, make_mount: MakeMount) -> None:

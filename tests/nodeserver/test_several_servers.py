@@ -372,4 +372,4 @@ def test_a_stopped_server_does_not_stop_the_others(postgres_server: Postgres) ->
         finally:
             await database.close()
 
-    assert asyncio.run(settings()) == ["30s", "repeatable read", "on"]
+    assert asyncio.run(settings()) == ["10s", "repeatable read", "on"]

@@ -78,7 +78,7 @@ def _send_pending(record: mounts.Record) -> None:
     pending = live.drain(record, "sync", {}, deadline=record.drain_deadline)
     if pending:
         live.name_pending(pending)
-        raise Pending(f"{record.mountpoint}: {len(pending)} not on the nodes within {record.drain_deadline:g} s")
+        raise Pending(f"{record.mountpoint}: {len(pending)} not on the nodes yet")
 
 
 def show_in_mount(place: Target, seq: int) -> None:
