@@ -14,6 +14,7 @@ from typing import Any
 
 from nodeserver.chunks.reading import check
 from nodeserver.content.codec import CorruptChunk
+from tests.faultproxy import FaultProxy
 from tests.harness import Node, command, eventually, tail
 
 FAST = ("--beat", "0.3s", "--down-after", "3s", "--repair-after", "2s", "--gc-grace", "2s", "--gc-interval", "2s")
@@ -24,10 +25,15 @@ ZONES = 3
 
 
 class Cluster:
-    """Nodes by number; the first has the metadata, with ``database`` (PostgreSQL) the second too."""
+    """Nodes by number; the first has the metadata, with ``database`` (PostgreSQL) the second too.
 
-    def __init__(self, directory: Path, count: int, *, database: str | None = None) -> None:
+    With ``proxied`` the others are reached through proxies, by all but themselves.
+    """
+
+    def __init__(self, directory: Path, count: int, *, database: str | None = None, proxied: bool = False) -> None:
         self._directory = directory
+        self._proxied = proxied
+        self.proxies: dict[Node, FaultProxy] = {}
         directory.mkdir(parents=True)
         self.nodes: list[Node] = []
         for number in range(2 if database else 1):
@@ -45,13 +51,19 @@ class Cluster:
         """Start one more node."""
         number = len(self.nodes)
         options = [*FAST, "--zone", f"z{number % ZONES}", "--join", self.first.url, "--join-token", self.join_token()]
+        proxy = FaultProxy("http://127.0.0.1:1") if self._proxied else None
+        options += ["--url", proxy.url] if proxy else []
         new_database, Node.new_database = Node.new_database, None
         try:
             node = Node(data or self._directory / f"node{number}", options=options)
         finally:
             Node.new_database = new_database
         self.nodes.append(node)
-        return node.start()
+        node.start()
+        if proxy:
+            self.proxies[node] = proxy
+            proxy.retarget(node.url)
+        return node
 
     def join_token(self) -> str:
         done = command("nodeserver", "token", "join", "--data", self.first.data)
@@ -114,6 +126,8 @@ class Cluster:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(node.pid, signal.SIGCONT)
             node.destroy()
+        for proxy in self.proxies.values():
+            proxy.close()
 
 
 def decoded(text: str) -> bytes:

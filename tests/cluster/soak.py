@@ -13,11 +13,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from tests.cluster.nodes import Cluster, chunk_files, flip, killed, stopped
+from tests.faultproxy import Mode
 from tests.harness import Node, command, eventually
 
 DIRECTORIES = ("", "a", "a/b", "c")
 PATIENCE = 240.0
 """Seconds that the operations of a round may take on a slow machine."""
+CUT_OFF = "cut off"
+CUTS: tuple[Mode, ...] = ("refuse", "stall")
 SIZES = (0, 10, 4_000, 100_000, 700_000, 3_000_000)
 
 
@@ -126,6 +129,7 @@ class Faults:
         self.all: dict[str, Callable[[Node], AbstractContextManager[None]]] = {
             "kill": killed,
             "stop": stopped,
+            CUT_OFF: self._cut_off,
             "fill": self._full,
             "flip bits": self._flipped,
             "delete chunks": self._deleted,
@@ -134,9 +138,20 @@ class Faults:
             "add": self._added,
         }
 
-    def some(self) -> tuple[str, Node]:
-        """A fault and whom it hits."""
-        return self._rng.choice(list(self.all)), self._rng.choice([n for n in self._cluster.nodes if n.running])
+    def rounds(self, count: int) -> Iterator[tuple[str, Node]]:
+        """Faults and whom they hit: each of them ``count`` times, in any order."""
+        for _ in range(count):
+            for fault in self._rng.sample(list(self.all), len(self.all)):
+                nodes = list(self._cluster.proxies) if fault == CUT_OFF else self._cluster.nodes
+                yield fault, self._rng.choice([node for node in nodes if node.running])
+
+    @contextlib.contextmanager
+    def _cut_off(self, node: Node) -> Iterator[None]:
+        """It can reach the others, but is not reached: what is sent to it is refused, or never answered."""
+        proxy = self._cluster.proxies[node]
+        proxy.set(self._rng.choice(CUTS))
+        yield
+        proxy.set("pass")
 
     @contextlib.contextmanager
     def _full(self, node: Node) -> Iterator[None]:

@@ -16,13 +16,12 @@ from tests.conftest import MakeMount
 from tests.harness import command, eventually
 from tests.nodeserver.postgres import Postgres
 
-ROUNDS = 4
 SEED = int(os.environ.get("SEED", "20261123"))
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, postgres_server: Postgres) -> Iterator[Cluster]:
-    made = Cluster(tmp_path / "cluster", 5, database=postgres_server.create())
+    made = Cluster(tmp_path / "cluster", 5, database=postgres_server.create(), proxied=True)
     try:
         yield made
     finally:
@@ -43,8 +42,7 @@ def test_nothing_is_lost_whatever_happens_to_one_node_at_a_time(
     rng = random.Random(f"{SEED}{redundancy}")
     faults = Faults(cluster, rng)
     print(f"SEED={SEED}")
-    for number in range(ROUNDS * soak):
-        fault, node = faults.some()
+    for number, (fault, node) in enumerate(faults.rounds(soak)):
         print(f"round {number}: {fault}, {node.data.name}", flush=True)
         with Workload(mount.path, oracle, rng.randrange(1 << 32)) as work:
             work.until(10)
