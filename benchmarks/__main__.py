@@ -44,7 +44,9 @@ def main() -> int:
             found = cluster.measure(base, cluster.QUICK if options.quick else cluster.Sizes(), console)
             text, failed = cluster.to_json(about, found), False
         elif options.metadata:
-            text = metadata.to_json(about, metadata.measure(base, 1 if options.quick else 3, console))
+            seconds, growth = (1, metadata.QUICK_SIZES) if options.quick else (3, metadata.SIZES)
+            found_lines = metadata.measure(base, seconds, console) + metadata.grow(base, seconds, growth, console)
+            text = metadata.to_json(about, found_lines)
             failed = False
         else:
             sizes = QUICK if options.quick else Sizes()

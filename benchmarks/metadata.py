@@ -1,4 +1,4 @@
-"""How many commits and look-ups a second node servers do, by database, servers and clients."""
+"""How many commits and look-ups a second node servers do, by database, servers and clients, and by files there are."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import http.client
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +24,12 @@ CLIENTS = (1, 4, 16)
 LINE = "{database:10} {servers} servers {clients:3} clients  buckets: {buckets:13} {what:15} {per_second:9.1f}/s"
 BATCH = 100
 """Operations in a large commit."""
+SIZES = (10_000, 100_000, 1_000_000)
+"""Files that a bucket grows to."""
+QUICK_SIZES = (2_000, 10_000)
+DIRECTORY = 500
+"""Files in each directory, made with it in one commit."""
+GROWN = "{database:10} {files:9,} files {clients:3} clients  {what:25} {per_second:9.1f}/s"
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Line:
     buckets: str
     what: str
     per_second: float
+    files: int = 0
+    """In the bucket when it was measured; 0: few."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class Job:
     root: bytes
     what: str
     seconds: float
+    fill: int = 0
+    """Full directories to make, instead of working for some seconds."""
 
 
 def measure(base: Path, seconds: float, console: Console) -> list[Line]:
@@ -64,6 +74,31 @@ def measure(base: Path, seconds: float, console: Console) -> list[Line]:
                         rate = _rate(nodes, clients, buckets == "one", what, seconds)
                         lines.append(Line(name, servers, clients, buckets, what, round(rate, 1)))
                         console.print(LINE.format(**asdict(lines[-1])), soft_wrap=True)
+    return lines
+
+
+def grow(base: Path, seconds: float, sizes: Sequence[int], console: Console) -> list[Line]:
+    """The same with 4 clients on one bucket that has more and more files."""
+    lines = []
+    for name in ("SQLite", "PostgreSQL"):
+        if name == "PostgreSQL" and programs() is None:
+            continue
+        with (
+            _servers(base / f"grow{name}", name, 1) as nodes,
+            multiprocessing.get_context("spawn").Pool(CLIENTS[1]) as pool,
+        ):
+            bucket, there = _bucket(nodes[0]), 0
+            job = Job(nodes[0].url, nodes[0].token, bucket.name, bucket.root, "", seconds)
+            for size in sizes:
+                directories, there = (size - there) // DIRECTORY // CLIENTS[1], size
+                began = time.monotonic()
+                files = sum(pool.map(_fill, [replace(job, fill=directories)] * CLIENTS[1], chunksize=1))
+                rates = {f"creates, {DIRECTORY} to a commit": files / (time.monotonic() - began)}
+                for what in ("commits of 1", f"commits of {BATCH}", "look-ups"):
+                    rates[what] = sum(pool.map(_work, [replace(job, what=what)] * CLIENTS[1], chunksize=1))
+                for what, rate in rates.items():
+                    lines.append(Line(name, 1, CLIENTS[1], "one", what, round(rate, 1), size))
+                    console.print(GROWN.format(**asdict(lines[-1])), soft_wrap=True)
     return lines
 
 
@@ -106,6 +141,19 @@ def _bucket(node: Node) -> Bucket:
     return unpack(connection.getresponse().read(), Bucket)
 
 
+def _fill(job: Job) -> int:
+    """Make directories full of files; how many files."""
+    connection, headers = _connection(job.url, job.token)
+    who = new_id()
+    for _ in range(job.fill):
+        directory = new_id()
+        ops = [Create(job.root, directory.hex().encode(), File(directory, 0o040755), 1)]
+        ops += [Create(directory, b"%d" % number, File(new_id(), 0o100644), 1) for number in range(DIRECTORY)]
+        connection.request("POST", f"/v1/buckets/{job.bucket}/commits", pack(Commit(who, new_id(), ops)), headers)
+        _answer(connection)
+    return job.fill * DIRECTORY
+
+
 def _work(job: Job) -> float:
     """Requests answered in a second, one after the other."""
     connection, headers = _connection(job.url, job.token)
@@ -120,12 +168,16 @@ def _work(job: Job) -> float:
             names = (b"%s-%d-%d" % (mine, done, number) for number in range(count))
             ops = [Create(job.root, name, File(new_id(), 0o100644), 1) for name in names]
             connection.request("POST", f"/v1/buckets/{job.bucket}/commits", pack(Commit(who, new_id(), ops)), headers)
-        answer = connection.getresponse()
-        body = answer.read()
-        if answer.status != 200:
-            raise RuntimeError(f"{answer.status}: {body!r}")
+        _answer(connection)
         done += 1
     return done / spent
+
+
+def _answer(connection: http.client.HTTPConnection) -> None:
+    answer = connection.getresponse()
+    body = answer.read()
+    if answer.status != 200:
+        raise RuntimeError(f"{answer.status}: {body!r}")
 
 
 def _connection(url: str, token: str) -> tuple[http.client.HTTPConnection, dict[str, str]]:

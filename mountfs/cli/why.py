@@ -16,7 +16,7 @@ from mountfs.cli.history.paths import target
 from mountfs.cli.history.show import local_time, print_json, say
 from mountfs.errors import MountError
 from nodeserver.protocol.cluster import ChunkWhere, Holder, NodeStatus
-from nodeserver.protocol.pieces import fragment_of
+from nodeserver.protocol.pieces import fragment_of, readable
 
 SHOWN = 20
 """Chunks shown one by one, unless all are asked for."""
@@ -57,6 +57,12 @@ def command(path: Path, all_: bool, as_json: bool) -> None:
             say(line)
     if len(chunks) > SHOWN and not all_:
         say(f"and {len(chunks) - SHOWN} chunks more: --all shows them")
+    gone = sum(not _readable(chunk) for chunk in chunks)
+    if gone:
+        say(f"{gone} chunks cannot be read from the nodes that answer")
+    silent = {names.get(node, node.hex()) for chunk in chunks for node in chunk.silent}
+    for node in sorted(silent):
+        say(f"node {node} does not answer: what it has is not counted below")
     for node, count in losses.items():
         say(f"if node {node} died: {f'{count} chunks would be lost' if count else 'nothing would be lost'}")
 
@@ -84,23 +90,18 @@ def _piece(holder: Holder) -> str:
 
 
 def _losses(chunks: list[ChunkWhere], names: dict[bytes, str]) -> dict[str, int]:
-    """How many of the chunks would be lost with each node that has something of them."""
+    """How many of the chunks that can be read now could not without each node that has something of them."""
     found: Counter[bytes] = Counter()
     for chunk in chunks:
+        if not _readable(chunk):
+            continue
         for node in {holder.node for holder in chunk.holders}:
-            found[node] += not _readable(holder for holder in chunk.holders if holder.node != node)
+            found[node] += not _readable(chunk, without=node)
     return {names.get(node, node.hex()): count for node, count in sorted(found.items())}
 
 
-def _readable(holders: Iterable[Holder]) -> bool:
-    """Whether these pieces give a chunk back."""
-    codes: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
-    for holder in holders:
-        fragment = fragment_of(holder.held.piece)
-        if fragment is None:
-            return True
-        codes[fragment.data, fragment.parity].add(fragment.number)
-    return any(len(numbers) >= data for (data, _), numbers in codes.items())
+def _readable(chunk: ChunkWhere, *, without: bytes = b"") -> bool:
+    return readable(holder.held.piece for holder in chunk.holders if holder.node != without)
 
 
 def _name(node: NodeStatus) -> str:

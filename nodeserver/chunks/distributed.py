@@ -19,6 +19,7 @@ from nodeserver.placement.map import State
 from nodeserver.protocol.cluster import CHUNKS
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.pieces import chunk_of, fragment_of
+from nodeserver.protocol.pieces import readable as give_back
 from nodeserver.protocol.wire import MAX_BATCH_BYTES
 
 if TYPE_CHECKING:
@@ -167,12 +168,20 @@ class DistributedStore(ChunkStore):
         return await self._local.compact(bucket, step)
 
     async def drop_bucket(self, bucket: bytes) -> None:
-        """As ``ChunkStore.drop_bucket``. What nodes have that do not answer is found later."""
+        """As ``ChunkStore.drop_bucket``. Raises ``StoreUnavailable`` when nodes do not answer, after all that do."""
         await self._local.drop_bucket(bucket)
-        for node in self.cluster.keepers:
-            if node.id != self._own:
-                with _tolerated(node.id):
-                    await self.cluster.peer(node.id).drop(bucket)
+        silent = []
+        for node in self.cluster.map.serving(CHUNKS):
+            if node.id == self._own:
+                continue
+            try:
+                if node.state is State.DOWN:
+                    raise _Down
+                await self.cluster.peer(node.id).drop(bucket)
+            except (ClientError, _Down):
+                silent.append(node.url)
+        if silent:
+            raise StoreUnavailable(errno.EHOSTDOWN, f"no answer from {', '.join(silent)}")
 
     def usage(self) -> Space:
         return self._local.usage() if self.alone else self.space()
@@ -213,15 +222,8 @@ class _Down(Exception):
 
 
 def readable(holders: dict[NodeId, list[Held]]) -> bool:
-    """Whether these pieces give a chunk back, if they are good."""
-    codes: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
-    for pieces in holders.values():
-        for held in pieces:
-            fragment = fragment_of(held.piece)
-            if fragment is None:
-                return True
-            codes[fragment.data, fragment.parity].add(fragment.number)
-    return any(len(numbers) >= data for (data, _), numbers in codes.items())
+    """Whether what nodes have of a chunk gives it back, if it is good."""
+    return give_back(held.piece for kept in holders.values() for held in kept)
 
 
 def stored_size(holders: dict[NodeId, list[Held]]) -> int:

@@ -7,6 +7,8 @@ So copies and fragments of any codes can lie beside each other while a bucket's 
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from nodeserver.protocol.wire import ChunkId
@@ -39,6 +41,17 @@ def chunk_of(piece: PieceId) -> ChunkId:
 def fragment_of(piece: PieceId) -> Fragment | None:
     """Which fragment a piece is; None for a whole copy."""
     return Fragment(*piece[CHUNK_ID:]) if len(piece) == FRAGMENT_ID else None
+
+
+def readable(pieces: Iterable[PieceId]) -> bool:
+    """Whether these pieces of a chunk give it back, if they are good."""
+    codes: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+    for piece in pieces:
+        fragment = fragment_of(piece)
+        if fragment is None:
+            return True
+        codes[fragment.data, fragment.parity].add(fragment.number)
+    return any(len(numbers) >= data for (data, _), numbers in codes.items())
 
 
 def valid(piece: PieceId) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import MakeCluster
-from tests.cluster.nodes import Cluster
+from tests.cluster.nodes import Cluster, killed
 from tests.conftest import MakeMount
 from tests.harness import command, eventually
 
@@ -129,6 +129,29 @@ def test_a_node_comes_back_from_the_dead(make_cluster: MakeCluster, make_mount: 
     cluster.until_healed()
     check(make_mount(cluster.first, "docs").path, contents)
     assert set(copies(cluster).values()) == {3}
+
+
+def test_a_node_that_was_away_when_a_bucket_was_deleted_forgets_it_too(
+    make_cluster: MakeCluster, make_mount: MakeMount
+) -> None:
+    cluster = make_cluster(3)
+    cluster.first.create_bucket("docs")
+    mount = make_mount(cluster.first, "docs")
+    contents = fill(mount.path)
+    mount.sync()
+    node = cluster.nodes[2]
+    with killed(node):
+        cluster.until_state(node, "down")
+        for name in contents:
+            (mount.path / name).unlink()
+        mount.stop()
+        cluster.first.api("DELETE", "/buckets/docs")
+        assert "1 wait: no answer from" in cluster.command("workers", "run", "purge-buckets")[1]
+        assert not cluster.first.api("GET", "/pieces")["buckets"]
+    assert node.api("GET", "/pieces")["buckets"]
+    cluster.until_state(node, "up")
+    assert "1 buckets" in cluster.command("workers", "run", "purge-buckets")[1]
+    assert not node.api("GET", "/pieces")["buckets"]
 
 
 def test_any_two_of_six_may_be_lost_with_erasure_coding(make_cluster: MakeCluster, make_mount: MakeMount) -> None:
