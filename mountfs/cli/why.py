@@ -57,14 +57,8 @@ def command(path: Path, all_: bool, as_json: bool) -> None:
             say(line)
     if len(chunks) > SHOWN and not all_:
         say(f"and {len(chunks) - SHOWN} chunks more: --all shows them")
-    gone = sum(not _readable(chunk) for chunk in chunks)
-    if gone:
-        say(f"{gone} chunks cannot be read from the nodes that answer")
-    silent = {names.get(node, node.hex()) for chunk in chunks for node in chunk.silent}
-    for node in sorted(silent):
-        say(f"node {node} does not answer: what it has is not counted below")
-    for node, count in losses.items():
-        say(f"if node {node} died: {f'{count} chunks would be lost' if count else 'nothing would be lost'}")
+    for line in _outlook(chunks, names, losses):
+        say(line)
 
 
 def _lines(chunk: ChunkWhere, names: dict[bytes, str]) -> Iterable[str]:
@@ -87,6 +81,16 @@ def _piece(holder: Holder) -> str:
     fragment = fragment_of(holder.held.piece)
     what = f"fragment {fragment.number} of {fragment.data}+{fragment.parity}" if fragment else "copy"
     return f"{what}, {holder.held.size} bytes, verified {local_time(holder.held.verified_ns)}"
+
+
+def _outlook(chunks: list[ChunkWhere], names: dict[bytes, str], losses: dict[str, int]) -> Iterable[str]:
+    gone = sum(not _readable(chunk) for chunk in chunks)
+    if gone:
+        yield f"{gone} chunks cannot be read from the nodes that answer"
+    for node in sorted({node for chunk in chunks for node in chunk.silent}):
+        yield f"node {names.get(node, node.hex())} does not answer: what it has is not counted below"
+    for name, count in losses.items():
+        yield f"if node {name} died: {f'{count} chunks would be lost' if count else 'nothing would be lost'}"
 
 
 def _losses(chunks: list[ChunkWhere], names: dict[bytes, str]) -> dict[str, int]:
