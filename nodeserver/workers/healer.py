@@ -12,11 +12,12 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import groupby
 
 from nodeserver.chunks.distributed import DistributedStore, readable, stored_size
+from nodeserver.client.connection import Buffer
 from nodeserver.client.errors import ClientError
 from nodeserver.content.erasure import split
 from nodeserver.metadata import members, repairs
@@ -27,7 +28,7 @@ from nodeserver.placement.map import ClusterMap, Node, NodeId, State
 from nodeserver.placement.rendezvous import Placement
 from nodeserver.placement.scheme import Scheme, bucket_scheme, chunk_scheme
 from nodeserver.protocol.cluster import Held
-from nodeserver.protocol.pieces import PieceId, fragment_of
+from nodeserver.protocol.pieces import PieceId, chunk_of, fragment_of
 from nodeserver.protocol.wire import ChunkId
 from nodeserver.workers.references import References, ranges
 from nodeserver.workers.registry import Outcome, Run
@@ -36,8 +37,8 @@ HINTS = 500
 """Chunks repaired between two looks at what waits."""
 ENDANGERED = 100_000
 """Chunks remembered of one look at all of them, to be repaired in the order of their danger."""
-TOGETHER = 8
-"""Chunks healed at the same time."""
+GROUP, GROUP_BYTES = 256, 8 << 20
+"""Chunks healed together, at most, and their bytes, but for a single larger one."""
 AGAIN = 60.0
 """Seconds until what could not be repaired is tried again."""
 DAY = 86_400.0
@@ -45,6 +46,16 @@ DAY = 86_400.0
 log = logging.getLogger(__name__)
 
 Holders = dict[NodeId, list[Held]]
+Group = dict[ChunkId, Holders]
+
+
+@dataclass
+class Done:
+    """What a run came to."""
+
+    made: int = 0
+    dropped: int = 0
+    failed: int = 0
 
 
 @dataclass
@@ -86,20 +97,19 @@ class Healer:
         while self._met:
             id_, chunks = self._met.popitem()
             await self._metadata.write_across(repairs.note_by_id, [(id_, chunk) for chunk in chunks], time.time_ns())
-        made = failed = 0
+        done = Done()
         for bucket in await self._metadata.buckets():
-            more = await self._mend_met(bucket, run)
-            made, failed = made + more[0], failed + more[1]
+            await self._mend_met(bucket, run, done)
         cluster, away, again = await self._present()
         now = (cluster.epoch, time.time() // DAY)
         if now != self._healed or self.survey.below or run.ordered:
-            more = await self._mend_all(cluster, away, run)
-            made, failed = made + more[0], failed + more[1]
-            if not more[1] and not self.survey.silent:
+            before = done.failed
+            await self._mend_all(cluster, away, run, done)
+            if done.failed == before and not self.survey.silent:
                 self._healed = now
-        if failed or self.survey.below:
+        if done.failed or self.survey.below:
             again = min(again, AGAIN)
-        return Outcome(f"made {made} pieces, {failed} chunks could not be mended", again)
+        return Outcome(f"made {done.made} pieces, {done.failed} chunks could not be mended", again)
 
     async def rebalance(self, run: Run) -> Outcome:
         """Move what is not where it should be. Raises ``SQLAlchemyError``."""
@@ -110,28 +120,23 @@ class Healer:
         now = (time.time() // DAY, cluster.nodes, *((bucket.id, bucket.redundancy) for bucket in buckets))
         if now == self._balanced and not run.ordered:
             return Outcome("all is where it should be", again)
-        made = dropped = failed = 0
+        done = Done()
         whole = True
         for bucket in buckets:
-            group: list[Awaitable[tuple[int, int, int]]] = []
             for first, beyond in ranges(await self._store.count(bucket.id)):
-                async for chunk, holders, silent in self._chunks(bucket, cluster, first, beyond, run):
-                    whole = whole and not silent
-                    if not readable(holders):
-                        continue  # of no use, or what repair tells of
-                    group.append(self._heal(bucket, cluster, away | silent, chunk, holders, run, drop=not silent))
-                    if len(group) == TOGETHER:
-                        done = await _all(group)
-                        made, dropped, failed = made + done[0], dropped + done[1], failed + done[2]
-            done = await _all(group)
-            made, dropped, failed = made + done[0], dropped + done[1], failed + done[2]
-        if whole and not failed and not away:
+                found, silent = await self._look(bucket, cluster, first, beyond, run)
+                whole = whole and not silent
+                # What cannot be read is of no use, or repair tells of it.
+                sound = ((chunk, holders) for chunk, holders in found if readable(holders))
+                for group in _groups(sound):
+                    await self._heal(bucket, cluster, away | silent, group, run, done, drop=not silent)
+        said = f"made {done.made} pieces, deleted {done.dropped} left over"
+        if whole and not done.failed and not away:
             self._balanced = now
-            return Outcome(f"made {made} pieces, deleted {dropped} left over", again)
-        return Outcome(f"made {made} pieces, deleted {dropped} left over, {failed} chunks wait", min(again, AGAIN))
+            return Outcome(said, again)
+        return Outcome(f"{said}, {done.failed} chunks wait", min(again, AGAIN))
 
-    async def _mend_met(self, bucket: BucketRow, run: Run) -> tuple[int, int]:
-        made = failed = 0
+    async def _mend_met(self, bucket: BucketRow, run: Run, done: Done) -> None:
         tried: set[ChunkId] = set()
         while chunks := [
             chunk
@@ -142,25 +147,22 @@ class Healer:
             cluster, away, _ = await self._present()
             found = await self._store.locate(bucket.id, chunks)
             silent = found.silent - _gone(cluster)
-            healed = []
-            for chunk in chunks:
-                holders = await self._good(bucket.id, chunk, found.held.get(chunk, {}), silent)
-                if not readable(holders) and not silent and not await self._needed(bucket, chunk, run):
-                    healed.append(chunk)  # it is garbage
-                    continue
-                done = await self._heal(bucket, cluster, away | silent, chunk, holders, run, drop=False)
-                made += done[0]
-                failed += done[2]
-                if not done[2] and not silent:
-                    healed.append(chunk)
-            await self._metadata.write(repairs.done, bucket.bucket, healed)
-        return made, failed
+            for group in _groups((chunk, found.held.get(chunk, {})) for chunk in chunks):
+                good = await self._good(bucket.id, group, silent)
+                failed = await self._heal(bucket, cluster, away | silent, good, run, done, drop=False)
+                if not silent:
+                    garbage = failed - await self._needed(bucket, failed, run)
+                    done.failed -= len(garbage)
+                    healed = good.keys() - failed | garbage
+                    await self._metadata.write(repairs.done, bucket.bucket, healed)
 
-    async def _needed(self, bucket: BucketRow, chunk: ChunkId, run: Run) -> bool:
-        async for needed in References(self._metadata, self._store, bucket).known(run):
-            if chunk in needed:
-                return True
-        return False
+    async def _needed(self, bucket: BucketRow, chunks: set[ChunkId], run: Run) -> set[ChunkId]:
+        """Those of some chunks that a version refers to."""
+        found: set[ChunkId] = set()
+        if chunks:
+            async for needed in References(self._metadata, self._store, bucket).known(run):
+                found |= chunks & needed
+        return found
 
     async def _lost(self, bucket: BucketRow, there: set[ChunkId], first: int, beyond: int, run: Run) -> int:
         """How many chunks versions refer to that are not ``there`` and cannot be read, of the ids that begin with a
@@ -172,56 +174,58 @@ class Healer:
         found = await self._store.locate(bucket.id, list(lacking))
         return sum(not readable(found.held.get(chunk, {})) for chunk in lacking)
 
-    async def _good(self, bucket: bytes, chunk: ChunkId, holders: Holders, silent: set[NodeId]) -> Holders:
+    async def _good(self, bucket: bytes, chunks: Group, silent: set[NodeId]) -> Group:
         """The pieces whose checksums their nodes find right: what is listed may be the very one that was bad."""
-        good: Holders = {}
-        for node, pieces in holders.items():
+        pieces: defaultdict[NodeId, list[PieceId]] = defaultdict(list)
+        for holders in chunks.values():
+            for node, kept in holders.items():
+                pieces[node] += [held.piece for held in kept]
+        there: dict[NodeId, set[PieceId]] = {}
+        for node, listed in pieces.items():
             try:
-                whole = await self._store.cluster.peer(node).read(bucket, [held.piece for held in pieces])
+                there[node] = {piece for piece, _ in await self._store.cluster.peer(node).read(bucket, listed)}
             except ClientError as error:
                 log.info("node %s: %s", node.hex(), error)
                 silent.add(node)
-                continue
-            there = {piece for piece, _ in whole}
-            if kept := [held for held in pieces if held.piece in there]:
-                good[node] = kept
+        good: Group = {}
+        for chunk, holders in chunks.items():
+            sound = {
+                node: [held for held in kept if held.piece in there.get(node, ())] for node, kept in holders.items()
+            }
+            good[chunk] = {node: kept for node, kept in sound.items() if kept}
         return good
 
-    async def _mend_all(self, cluster: ClusterMap, away: set[NodeId], run: Run) -> tuple[int, int]:
+    async def _mend_all(self, cluster: ClusterMap, away: set[NodeId], run: Run, done: Done) -> None:
         """Look at all chunks, then mend those with too few pieces, the most endangered first."""
         survey = Survey(time.time_ns())
         endangered: list[tuple[int, BucketRow, ChunkId, Holders]] = []
         for bucket in await self._metadata.buckets():
             for first, beyond in ranges(await self._store.count(bucket.id)):
                 there: set[ChunkId] = set()
-                async for chunk, holders, silent in self._chunks(bucket, cluster, first, beyond, run):
-                    survey.silent |= silent
-                    survey.chunks += 1
+                found, silent = await self._look(bucket, cluster, first, beyond, run)
+                survey.silent |= silent
+                survey.chunks += len(found)
+                for chunk, holders in found:
                     if not readable(holders):
                         continue
                     there.add(chunk)
-                    found = self._plan(bucket, cluster, away | silent, chunk, holders)
-                    if found.lacking:
+                    planned = self._plan(bucket, cluster, away | silent, chunk, holders)
+                    if planned.lacking:
                         survey.below += 1
                         if len(endangered) < ENDANGERED:
-                            endangered.append((found.spare, bucket, chunk, holders))
+                            endangered.append((planned.spare, bucket, chunk, holders))
                 survey.lost += await self._lost(bucket, there, first, beyond, run)
         self.survey = survey
-        made = failed = 0
         run.total = run.done + len(endangered)
-        endangered.sort(key=lambda one: one[0])
-        for start in range(0, len(endangered), TOGETHER):
-            group: list[Awaitable[tuple[int, int, int]]] = [
-                self._heal(bucket, cluster, away | survey.silent, chunk, holders, run, drop=False)
-                for _, bucket, chunk, holders in endangered[start : start + TOGETHER]
-            ]
-            survey.below -= len(group)
-            done = await _all(group)
-            survey.below += done[2]
-            made, failed = made + done[0], failed + done[2]
-        return made, failed
+        endangered.sort(key=lambda one: (one[0], one[1].bucket))
+        for _, alike in groupby(endangered, key=lambda one: (one[0], one[1].bucket)):
+            some = list(alike)
+            bucket = some[0][1]
+            for group in _groups((chunk, holders) for _, _, chunk, holders in some):
+                failed = await self._heal(bucket, cluster, away | survey.silent, group, run, done, drop=False)
+                survey.below -= len(group) - len(failed)
 
-    # One chunk
+    # Some chunks
 
     def _plan(
         self, bucket: BucketRow, cluster: ClusterMap, away: Collection[NodeId], chunk: ChunkId, holders: Holders
@@ -235,73 +239,87 @@ class Healer:
         bucket: BucketRow,
         cluster: ClusterMap,
         away: Collection[NodeId],
-        chunk: ChunkId,
-        holders: Holders,
+        chunks: Group,
         run: Run,
+        done: Done,
         *,
         drop: bool,
-    ) -> tuple[int, int, int]:
-        """Make what is missing of a chunk and, with ``drop``, delete what is left over.
+    ) -> set[ChunkId]:
+        """Make what is missing of some chunks and, with ``drop``, delete what is left over.
 
-        How many pieces were made and deleted, and 1 when the chunk could not be mended.
+        Returns the chunks that could not be mended.
         """
-        if not readable(holders):
-            return 0, 0, 1
-        found = self._plan(bucket, cluster, away, chunk, holders)
-        dropped = 0
-        try:
-            if found.make:
-                await self._make(bucket, chunk, holders, found.make, run)
-            if drop and (found.make or found.drop):
-                dropped = await self._drop(bucket, cluster, chunk)
-                await run.step(1)
-        except (ClientError, OSError) as error:
-            log.warning("chunk %s of bucket %s: %s", chunk.hex(), bucket.name, error)
-            await run.step()
-            return 0, 0, 1
-        return len(found.make), dropped, 0
-
-    async def _drop(self, bucket: BucketRow, cluster: ClusterMap, chunk: ChunkId) -> int:
-        """Delete what is left over of a chunk, if its home has it now; how many pieces."""
-        now = await self._store.locate(bucket.id, [chunk])
-        sure = self._plan(bucket, cluster, now.silent - _gone(cluster), chunk, now.held.get(chunk, {}))
-        for node, piece in sure.drop:
-            await self._store.cluster.peer(node).delete(bucket.id, [piece])
-        return len(sure.drop)
+        plans = {chunk: self._plan(bucket, cluster, away, chunk, holders) for chunk, holders in chunks.items()}
+        failed = {chunk for chunk, holders in chunks.items() if not readable(holders)}
+        make = {chunk: found.make for chunk, found in plans.items() if found.make and chunk not in failed}
+        if make:
+            failed |= await self._make(bucket, {chunk: chunks[chunk] for chunk in make}, make, run, done)
+        over = [chunk for chunk, found in plans.items() if (found.make or found.drop) and chunk not in failed]
+        if drop and over:
+            failed |= await self._drop(bucket, cluster, over, done)
+            await run.step(len(over))
+        done.failed += len(failed)
+        return failed
 
     async def _make(
         self,
         bucket: BucketRow,
-        chunk: ChunkId,
-        holders: Holders,
-        make: Sequence[tuple[NodeId, PieceId]],
+        chunks: Group,
+        make: Mapping[ChunkId, Sequence[tuple[NodeId, PieceId]]],
         run: Run,
-    ) -> None:
-        stored = await self._store.cluster.gather(bucket.id, chunk, holders)
-        pieces: dict[PieceId, bytes] = {chunk: bytes(stored)}
-        if fragment := fragment_of(make[0][1]):
-            fragments = await asyncio.to_thread(partial(split, stored, fragment.data, fragment.parity))
-            for _, piece in make:
-                if one := fragment_of(piece):
-                    pieces[piece] = fragments[one.number]
-        for node, piece in make:
-            await self._store.cluster.peer(node).put(bucket.id, [(piece, pieces[piece])])
-            await run.spend(len(pieces[piece]))
-        await run.step(1)
+        done: Done,
+    ) -> set[ChunkId]:
+        """Make pieces of chunks on nodes; the chunks of which one could not be made."""
+        contents = await self._store.cluster.gather(bucket.id, chunks)
+        failed = chunks.keys() - contents.keys()
+        if failed:
+            log.warning("bucket %s: %d chunks cannot be read to be repaired", bucket.name, len(failed))
+        made = await asyncio.to_thread(_pieces, contents, make)
+
+        async def send(node: NodeId, pieces: list[tuple[PieceId, Buffer]]) -> None:
+            try:
+                await self._store.cluster.peer(node).put(bucket.id, pieces)
+            except ClientError as error:
+                log.warning("node %s takes no pieces of bucket %s: %s", node.hex(), bucket.name, error)
+                failed.update(chunk_of(piece) for piece, _ in pieces)
+            else:
+                done.made += len(pieces)
+
+        await asyncio.gather(*(send(node, pieces) for node, pieces in made.items()))
+        await run.spend(sum(len(data) for pieces in made.values() for _, data in pieces))
+        await run.step(len(chunks))
+        return failed
+
+    async def _drop(self, bucket: BucketRow, cluster: ClusterMap, chunks: list[ChunkId], done: Done) -> set[ChunkId]:
+        """Delete what is left over of chunks whose home has them now; the chunks of which something stays."""
+        now = await self._store.locate(bucket.id, chunks)
+        away = now.silent - _gone(cluster)
+        over: defaultdict[NodeId, list[PieceId]] = defaultdict(list)
+        for chunk in chunks:
+            for node, piece in self._plan(bucket, cluster, away, chunk, now.held.get(chunk, {})).drop:
+                over[node].append(piece)
+        failed: set[ChunkId] = set()
+        for node, pieces in over.items():
+            try:
+                await self._store.cluster.peer(node).delete(bucket.id, pieces)
+            except ClientError as error:
+                log.warning("node %s deletes no pieces of bucket %s: %s", node.hex(), bucket.name, error)
+                failed.update(chunk_of(piece) for piece in pieces)
+            else:
+                done.dropped += len(pieces)
+        return failed
 
     # What there is
 
-    async def _chunks(
+    async def _look(
         self, bucket: BucketRow, cluster: ClusterMap, first: int, beyond: int, run: Run
-    ) -> AsyncIterator[tuple[ChunkId, Holders, set[NodeId]]]:
+    ) -> tuple[list[tuple[ChunkId, Holders]], set[NodeId]]:
         """The chunks of a bucket whose ids begin with a byte from ``first`` on and below ``beyond``, with who has what
-        of them and who was silent, but for nodes that are gone."""
+        of them; and who was silent, but for nodes that are gone."""
         silent: set[NodeId] = set()
         found = await self._store.survey(bucket.id, first, beyond, silent)
         await run.step()
-        silent -= _gone(cluster)
-        for chunk in sorted(found):
-            yield chunk, found[chunk], silent
+        return sorted(found.items()), silent - _gone(cluster)
 
     async def _present(self) -> tuple[ClusterMap, set[NodeId], float]:
         """The map, with nodes that are down for a short time as if they were up; these nodes; and in how many seconds
@@ -330,12 +348,32 @@ class Healer:
         return known[1]
 
 
-async def _all(group: list[Awaitable[tuple[int, int, int]]]) -> tuple[int, int, int]:
-    """The sums of what these come to, at the same time; empties the list."""
-    results = await asyncio.gather(*group)
-    group.clear()
-    made, dropped, failed = (sum(column) for column in zip(*results, strict=True)) if results else (0, 0, 0)
-    return made, dropped, failed
+def _groups(chunks: Iterable[tuple[ChunkId, Holders]]) -> Iterator[Group]:
+    group: Group = {}
+    size = 0
+    for chunk, holders in chunks:
+        if group and (len(group) == GROUP or size + stored_size(holders) > GROUP_BYTES):
+            yield group
+            group, size = {}, 0
+        group[chunk] = holders
+        size += stored_size(holders)
+    if group:
+        yield group
+
+
+def _pieces(
+    contents: Mapping[ChunkId, Buffer], make: Mapping[ChunkId, Sequence[tuple[NodeId, PieceId]]]
+) -> dict[NodeId, list[tuple[PieceId, Buffer]]]:
+    """What to send to each node. Takes processor time where there are fragments to make."""
+    made: defaultdict[NodeId, list[tuple[PieceId, Buffer]]] = defaultdict(list)
+    for chunk, stored in contents.items():
+        fragments: Sequence[Buffer] = ()
+        for node, piece in make[chunk]:
+            fragment = fragment_of(piece)
+            if fragment and not fragments:
+                fragments = split(stored, fragment.data, fragment.parity)
+            made[node].append((piece, fragments[fragment.number] if fragment else stored))
+    return made
 
 
 def _gone(cluster: ClusterMap) -> set[NodeId]:

@@ -13,7 +13,7 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
-from nodeserver.client.cluster.reading import Opened, Race, assemble
+from nodeserver.client.cluster.reading import Opened, Race, joined
 from nodeserver.client.cluster.roster import AVOID_SILENT, Roster
 from nodeserver.client.cluster.writing import Writing, prepared
 from nodeserver.client.connection import Buffer
@@ -241,35 +241,54 @@ class Cluster:
             self._repair(place.bucket, list(race.bad))
         return race.found
 
-    async def gather(self, bucket: bytes, chunk: ChunkId, holders: Mapping[NodeId, Sequence[Held]]) -> Buffer:
-        """The stored form of a chunk from the pieces that nodes are known to have. Raises as :meth:`open`."""
-        held = [(self.map.node(node), piece) for node, pieces in holders.items() for piece in pieces]
-        result, _ = await assemble(self._roster, bucket, chunk, held, _verified)
-        if result is None:
-            raise _unreadable([chunk], Located({chunk: {}} if held else {}, set()))
-        return result
+    async def gather(
+        self, bucket: bytes, held: Mapping[ChunkId, Mapping[NodeId, Sequence[Held]]]
+    ) -> dict[ChunkId, Buffer]:
+        """The stored forms of chunks, verified, from the pieces that nodes are known to have.
+
+        Those that cannot be had are not among them.
+        """
+        found, _ = await self._assemble(bucket, held, _verified)
+        return found
 
     async def _from_anywhere(self, bucket: bytes, ids: Sequence[ChunkId], opened: Opened[T]) -> dict[ChunkId, T]:
         located = await self.locate(bucket, ids)
-        found: dict[ChunkId, T] = {}
+        found, bad = await self._assemble(bucket, located.held, opened)
+        if bad:
+            self._repair(bucket, list(bad))
+        if lost := [chunk for chunk in ids if chunk not in found]:
+            raise _unreadable(lost, located)
+        return found
+
+    async def _assemble(
+        self, bucket: bytes, held: Mapping[ChunkId, Mapping[NodeId, Sequence[Held]]], opened: Opened[T]
+    ) -> tuple[dict[ChunkId, T], set[ChunkId]]:
+        """Chunks from whatever pieces there are, copies first; and those with a piece that was bad or not to be had."""
+        pieces = {
+            chunk: [(self.map.node(node), piece) for node, some in holders.items() for piece in some]
+            for chunk, holders in held.items()
+        }
+        copies = {
+            chunk: self._roster.nearest(node for node, piece in some if fragment_of(piece.piece) is None)
+            for chunk, some in pieces.items()
+        }
+        race = Race(self._roster, bucket, opened)
+        await race.run({chunk: nodes for chunk, nodes in copies.items() if nodes})
+        found, bad = race.found, race.bad
         slots = anyio.CapacityLimiter(ASSEMBLED)
 
-        async def one(chunk: ChunkId) -> None:
-            holders = located.held.get(chunk, {})
-            held = [(self.map.node(node), piece) for node, pieces in holders.items() for piece in pieces]
+        async def join(chunk: ChunkId) -> None:
             async with slots:
-                result, bad = await assemble(self._roster, bucket, chunk, held, opened)
-            if bad:
-                self._repair(bucket, [chunk])
+                result, worse = await joined(self._roster, bucket, chunk, pieces[chunk], opened)
+            if worse:
+                bad.add(chunk)
             if result is not None:
                 found[chunk] = result
 
         async with anyio.create_task_group() as tasks:
-            for chunk in dict.fromkeys(ids):
-                tasks.start_soon(one, chunk)
-        if lost := [chunk for chunk in ids if chunk not in found]:
-            raise _unreadable(lost, located)
-        return found
+            for chunk in pieces.keys() - found.keys():
+                tasks.start_soon(join, chunk)
+        return found, bad
 
 
 def _pieces(holders: dict[NodeId, list[Held]]) -> list[Held]:

@@ -122,28 +122,20 @@ def _open(
     return good, bad
 
 
-async def assemble(
+async def joined(
     roster: Roster, bucket: bytes, chunk: ChunkId, held: Sequence[tuple[Node, Held]], opened: Opened[T]
-) -> tuple[T | None, set[ChunkId]]:
-    """A chunk from whatever pieces there are; and the chunk, when a piece of it was bad or could not be had."""
-    wholes = [node for node, piece in held if fragment_of(piece.piece) is None]
-    bad: set[ChunkId] = set()
-    if wholes:
-        race = Race(roster, bucket, opened)
-        await race.run({chunk: roster.nearest(wholes)})
-        bad = {chunk} if race.bad else set()
-        if chunk in race.found:
-            return race.found[chunk], bad
+) -> tuple[T | None, bool]:
+    """A chunk from the fragments there are, and whether one of them was bad or could not be had."""
+    bad = False
     for sources in _codes(held):
         fragments = Race(roster, bucket, _checked)
         await fragments.run({piece: roster.nearest(nodes) for piece, nodes in sources.items()}, sources.needed)
-        if fragments.bad:
-            bad = {chunk}
+        bad = bad or bool(fragments.bad)
         try:
             whole = await anyio.to_thread.run_sync(join, list(fragments.found.values()))
             return await anyio.to_thread.run_sync(opened, chunk, whole), bad
         except (TooFewFragments, CorruptFragment, CorruptChunk):
-            bad = {chunk}
+            bad = True
     return None, bad
 
 
