@@ -13,7 +13,8 @@ the row. What makes that safe:
 
 When several servers share the database and the chunks, the others know nothing of puts and commits under way here. A
 doomed row then stays for ``SETTLE`` after its chunk was deleted: a commit whose server had looked for the chunk before
-finds the row. Who stores the chunk anew in that time may commit it when the row is gone.
+finds the row. Who stores the chunk anew in that time may commit it when the row is gone. If a node that was away brings
+it back, it is garbage like any other from then on.
 """
 
 from __future__ import annotations

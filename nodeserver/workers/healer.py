@@ -1,9 +1,9 @@
 """Brings chunks to the pieces they should have: repair of what is missing, moves to where it belongs.
 
-Two workers share this. ``repair`` takes the chunks that somebody met a bad piece of, and all of them when a node is
-gone. ``rebalance`` looks at all chunks when the map or a bucket's setting has changed, and once a day: it makes
-pieces where they should be, re-encodes, and deletes what is left over. Nothing is deleted before the nodes that
-should have the chunk confirm that they do.
+Two workers share this. ``repair`` takes the chunks that somebody met a bad piece of, and all of them when the map
+has changed, and once a day; it counts those that cannot be read any more. ``rebalance`` looks at all chunks when the
+map or a bucket's setting has changed, and once a day: it makes pieces where they should be, re-encodes, and deletes
+what is left over. Nothing is deleted before the nodes that should have the chunk confirm that they do.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Healer:
     # The two workers
 
     async def repair(self, run: Run) -> Outcome:
-        """Mend what was met, then, when nodes are gone, all that they had. Raises ``SQLAlchemyError``."""
+        """Mend what was met, then look whether there is more. Raises ``SQLAlchemyError``."""
         if self._store.alone:
             return Outcome("one node: there is nothing to repair from")
         while self._met:
