@@ -15,7 +15,6 @@ from nodeserver.client.cluster import Place
 from nodeserver.client.errors import ClientError, Refused
 from nodeserver.content.codec import CorruptChunk
 from nodeserver.content.erasure import HEADER
-from nodeserver.placement.map import State
 from nodeserver.protocol.cluster import CHUNKS
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.pieces import chunk_of, fragment_of
@@ -175,10 +174,8 @@ class DistributedStore(ChunkStore):
             if node.id == self._own:
                 continue
             try:
-                if node.state is State.DOWN:
-                    raise _Down
                 await self.cluster.peer(node.id).drop(bucket)
-            except (ClientError, _Down):
+            except ClientError:
                 silent.append(node.url)
         if silent:
             raise StoreUnavailable(errno.EHOSTDOWN, f"no answer from {', '.join(silent)}")
@@ -201,10 +198,8 @@ class DistributedStore(ChunkStore):
         found: dict[ChunkId, dict[NodeId, list[Held]]] = {}
         for node in self.cluster.map.serving(CHUNKS):
             try:
-                if node.state is State.DOWN:
-                    raise _Down
                 listing = await self.cluster.peer(node.id).listing(bucket, first, beyond)
-            except (ClientError, _Down):
+            except ClientError:
                 if silent is not None:
                     silent.add(node.id)
                 continue
@@ -215,10 +210,6 @@ class DistributedStore(ChunkStore):
     async def locate(self, bucket: bytes, ids: Sequence[ChunkId]) -> Located:
         """Who has what of some chunks."""
         return await self.cluster.locate(bucket, ids)
-
-
-class _Down(Exception):
-    """A node is known to be down."""
 
 
 def readable(holders: dict[NodeId, list[Held]]) -> bool:

@@ -17,7 +17,7 @@ from nodeserver.client.cluster.reading import Opened, Race, joined
 from nodeserver.client.cluster.roster import AVOID_SILENT, Roster
 from nodeserver.client.cluster.writing import Writing, prepared
 from nodeserver.client.connection import Buffer
-from nodeserver.client.errors import ClientError, DeadlineExceeded, QuorumLost, refused
+from nodeserver.client.errors import ClientError, DeadlineExceeded, QuorumLost, Unreachable, refused
 from nodeserver.client.peer import Peer
 from nodeserver.content.codec import open_chunk, verify
 from nodeserver.placement.map import ClusterMap, Node, NodeId, State
@@ -104,8 +104,11 @@ class Cluster:
         return self._roster.keepers
 
     def peer(self, node: NodeId) -> Peer:
-        """The way to a node. Raises ``KeyError``."""
-        return self._roster.peer(self.map.node(node))
+        """The way to a node. Raises ``KeyError``, and Unreachable when it is known to be down or was removed."""
+        found = self.map.node(node)
+        if found.state in (State.DOWN, State.REMOVED):
+            raise Unreachable(f"node {node.hex()[-8:]} is {found.state.value}")
+        return self._roster.peer(found)
 
     def scheme(self, redundancy: str) -> Scheme:
         """The scheme of a bucket with this setting. Raises ``BadScheme``."""
@@ -176,9 +179,6 @@ class Cluster:
 
         async def ask(node: NodeId, chunks: Sequence[ChunkId]) -> None:
             target = self.map.node(node)
-            if target.state is State.DOWN:
-                found.silent.add(node)
-                return
             with anyio.move_on_after(BRIEFLY if self._roster.avoided(target) else seconds) as scope:
                 try:
                     for start in range(0, len(chunks), MAX_FIND):
