@@ -13,7 +13,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice, takewhile
 
 import msgspec
@@ -57,6 +57,8 @@ class Committer:
         self._resumed = False
         self._commit_done = trio.Event()
         self._commit_done.set()
+        self._given_back: ClientError | None = None
+        """Why nothing of the last commit was applied."""
         self._failed = -math.inf
         """When the attempt began that the server refused last."""
         self._refused: dict[int, float] = {}
@@ -175,15 +177,28 @@ class Committer:
 
     async def _drain(self, nursery: trio.Nursery) -> None:
         """Send what has settled; while much is left, the content of a batch as the one before commits."""
-        await self._commit_done.wait()
+        await self._settled()
         rows = self._select()
         while rows:
             uploads, chunks = await self._send_content(rows)
-            await self._commit_done.wait()
+            try:
+                await self._settled()
+            except ClientError:  # what comes after it must not go before it
+                self._give_back(rows, uploads.values())
+                for upload in uploads.values():
+                    self._context.staging.release(upload.content)
+                raise
             self._commit_done = trio.Event()
             nursery.start_soon(self._commit_rows, rows, uploads, chunks)
             rows = self._select() if len(self._rows(EAGER_ROWS)) == EAGER_ROWS else []
+        await self._settled()
+
+    async def _settled(self) -> None:
+        """Return when no commit is on its way. Raises ClientError when the last one has to be made anew."""
         await self._commit_done.wait()
+        error, self._given_back = self._given_back, None
+        if error:
+            raise error
 
     async def _send_content(self, rows: list[Row]) -> tuple[dict[int, Upload], Chunks]:
         """Send what WRITE rows refer to, but for chunks that the commit is to carry; takes all rows."""
@@ -234,7 +249,7 @@ class Committer:
                     )
             except OSError as error:
                 self._note_failure(error, trio.current_time())
-                self._give_back(batch)
+                self._give_back(batch.rows, batch.uploads.values())
             else:
                 await self._commit(body, batch)
         finally:
@@ -285,23 +300,23 @@ class Committer:
                 answer = await self._context.client.commit_packed(self._bucket.name, body)
                 self._acknowledged(batch, answer)
             except (ClientError, OSError) as error:
-                self._note_failure(error, began)
                 if isinstance(error, Refused) and error.code is Code.MISSING_CHUNKS:
                     with self._context.db.transaction():
                         self._context.db.execute("DELETE FROM batch WHERE bucket = ?", (self._bucket.id,))
-                    self._give_back(batch)
+                    self._give_back(batch.rows, batch.uploads.values())
+                    self._given_back = error
                     return
+                self._note_failure(error, began)
             else:
                 return
             delay = await self._pause(delay)
 
-    def _give_back(self, batch: Batch) -> None:
-        """Nothing of the commit was applied: its rows go again, with content sent anew."""
-        context = self._context
-        for row in batch.rows:
-            context.journal.give_back(row)
-        for upload in batch.uploads.values():
-            context.staging.give_back(upload.content, upload.snapshot)
+    def _give_back(self, rows: Iterable[Row], uploads: Iterable[Upload]) -> None:
+        """Nothing of a commit was applied: its rows go again, with content sent anew."""
+        for row in rows:
+            self._context.journal.give_back(row)
+        for upload in uploads:
+            self._context.staging.give_back(upload.content, upload.snapshot)
 
     def _acknowledged(self, batch: Batch, answer: wire.Committed) -> None:
         """Take note of the server's answer. Raises OSError with nothing changed when the disk is full."""

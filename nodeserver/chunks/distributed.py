@@ -22,7 +22,7 @@ from nodeserver.protocol.pieces import readable as give_back
 from nodeserver.protocol.wire import MAX_BATCH_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from nodeserver.chunks.store import DiskStore
@@ -146,6 +146,9 @@ class DistributedStore(ChunkStore):
             else:
                 with _tolerated(node):
                     await self.cluster.peer(node).delete(bucket, some)
+
+    def forget(self, bucket: bytes, ids: Iterable[ChunkId]) -> None:
+        self._local.forget(bucket, ids)
 
     async def count(self, bucket: bytes) -> int:
         if self.alone:

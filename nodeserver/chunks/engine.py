@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nodeserver.protocol.wire import MAX_BATCH_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from nodeserver.protocol.wire import ChunkId
@@ -77,6 +77,10 @@ class ChunkStore(ABC):
     @abstractmethod
     async def delete(self, bucket: bytes, ids: Sequence[ChunkId]) -> None:
         """Delete chunks, inside a block of ``doom``. A crash may bring some back."""
+
+    @abstractmethod
+    def forget(self, bucket: bytes, ids: Iterable[ChunkId]) -> None:
+        """Others may have deleted ``ids``: look anew whether they are stored, when that is asked next."""
 
     @abstractmethod
     async def count(self, bucket: bytes) -> int:

@@ -140,7 +140,7 @@ class DiskStore(ChunkStore):
     @contextmanager
     def doom(self, bucket: bytes, ids: Collection[ChunkId]) -> Iterator[list[ChunkId]]:
         with self._claims.doom(bucket, ids) as doomed:
-            self._forget(bucket, doomed)
+            self.forget(bucket, doomed)
             try:
                 yield doomed
             finally:
@@ -150,6 +150,11 @@ class DiskStore(ChunkStore):
         await self._run(self._writer, partial(self._index.remove, bucket, ids))
         await self._run(self._disk, partial(self._delete_files, bucket, ids))
         self._damaged.difference_update((bucket, chunk) for chunk in ids)
+
+    def forget(self, bucket: bytes, ids: Iterable[ChunkId]) -> None:
+        self._drops += 1
+        for chunk in ids:
+            self._recent.pop((bucket, chunk), None)
 
     async def count(self, bucket: bytes) -> int:
         return await self._run(self._upkeep, partial(self._count, bucket))
@@ -250,12 +255,6 @@ class DiskStore(ChunkStore):
 
     async def _run(self, pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, call)
-
-    def _forget(self, bucket: bytes, ids: Iterable[ChunkId]) -> None:
-        """From now on it must be looked up whether ``ids`` are stored."""
-        self._drops += 1
-        for chunk in ids:
-            self._recent.pop((bucket, chunk), None)
 
     def _remember(self, bucket: bytes, stored: Iterable[ChunkId]) -> None:
         for chunk in stored:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,7 +18,7 @@ from nodeserver.http.services import identity, services
 from nodeserver.metadata.checks import check_commit
 from nodeserver.metadata.errors import Doomed
 from nodeserver.protocol.errors import Code
-from nodeserver.protocol.wire import MAX_CHANGES, Changes, Commit, Write
+from nodeserver.protocol.wire import MAX_CHANGES, Changes, ChunkId, Commit, Committed, Write
 from nodeserver.workers.references import inner_chunks
 
 MAX_WAIT = 60.0
@@ -29,29 +31,36 @@ async def commit(request: Request) -> Response:
     batch = await read(request, Commit)
     stored = check_commit(batch)
     chunks = stored.union(chunk for chunk, _ in batch.chunks)
-    try:
+    manifests = [op.manifest for op in batch.ops if isinstance(op, Write)]
+
+    async def attempt(anew: Mapping[ChunkId, int]) -> Committed:
         # What it refers to must stay until the commit does.
         async with here.chunks.using(known.id, chunks):
             if batch.chunks:
                 await put(request, known.id, batch.chunks)
-            manifests = [op.manifest for op in batch.ops if isinstance(op, Write)]
             inner = await inner_chunks(here.chunks, known, manifests)
             async with here.chunks.using(known.id, inner):
                 if missing := await here.chunks.missing(known.id, list(stored | inner)):
                     raise NoChunk(missing)
-                done = await here.metadata.commit(
-                    bucket, batch, author=who.subject, chunks=chunks | inner, id_=known.id
+                return await here.metadata.commit(
+                    bucket, batch, author=who.subject, chunks=chunks | inner, anew=anew, id_=known.id
                 )
+
+    try:
+        try:
+            return answer(request, await attempt({}))
+        except Doomed as error:
+            # Another server deletes them: what this one remembers of them must not be believed.
+            here.chunks.forget(known.id, error.ids)
+            if not error.gone:
+                raise
+            return answer(request, await attempt(error.gone))
     except BadManifest as error:
         raise Refused(Code.MALFORMED, str(error)) from error
     except (NoChunk, Doomed) as error:
         if (first := await here.metadata.answered(bucket, batch)) is not None:
             return answer(request, first)
-        if isinstance(error, Doomed):
-            with here.chunks.doom(known.id, error.ids):
-                """Another server deletes them: what this one remembers of them must not be believed."""
         raise Refused(Code.MISSING_CHUNKS, f"{len(error.ids)} chunks are not stored", error.ids) from error
-    return answer(request, done)
 
 
 async def changes(request: Request) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import msgspec
 from sqlalchemy import Connection, and_, bindparam, insert, select, update
@@ -49,11 +49,18 @@ _INSERT = insert(tables.commit)
 
 
 def commit(
-    connection: Connection, bucket: int, batch: Commit, *, author: str, now_ns: int, chunks: Collection[ChunkId] = ()
+    connection: Connection,
+    bucket: int,
+    batch: Commit,
+    *,
+    author: str,
+    now_ns: int,
+    chunks: Collection[ChunkId] = (),
+    anew: Mapping[ChunkId, int] | None = None,
 ) -> Committed:
     """Apply a checked batch whose content is in ``chunks``; a repeat gets the first answer.
 
-    Raises ``NoBucket``, and ``Doomed`` when some of the chunks are being deleted.
+    ``anew``, ``Doomed``: as ``garbage.take_back``. Raises ``NoBucket``.
     """
     found = rows_of(connection, _LOAD, (batch.client, batch.batch, bucket))
     if not found:
@@ -61,7 +68,7 @@ def commit(
     root, seq, time_ns, used_bytes, used_files, quota, first = found[0]
     if first is not None:
         return unpack(first, Committed)
-    take_back(connection, bucket, chunks)
+    take_back(connection, bucket, chunks, anew)
     seq, time_ns = seq + 1, max(now_ns, time_ns + 1)
     tree = Tree(Rows(connection, bucket), root, seq, used_bytes=used_bytes, used_files=used_files)
     answer = Committed(seq, time_ns, apply(tree, batch, time_ns=time_ns, quota=quota))

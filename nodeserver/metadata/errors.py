@@ -36,11 +36,16 @@ class Current(Refusal):
 
 
 class Doomed(Refusal):
-    """The chunks ``ids`` are being deleted: they must be stored anew."""
+    """The chunks ``ids`` are being deleted: they must be stored anew.
 
-    def __init__(self, ids: list[bytes]) -> None:
+    ``gone`` has times where all of them are deleted already: who looks for them now, and finds them, may
+    commit them with these.
+    """
+
+    def __init__(self, ids: list[bytes], gone: dict[bytes, int]) -> None:
         super().__init__(f"{len(ids)} chunks are not stored")
         self.ids = ids
+        self.gone = gone
 
 
 class NoNode(Refusal):

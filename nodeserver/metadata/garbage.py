@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -17,6 +17,9 @@ PAGE = 500
 """Versions looked at in one transaction."""
 
 IN_LIST = 500
+
+CONDEMNED, GOING, GONE = 0, 1, 2
+"""A commit may take the chunk back; it is being deleted; it was deleted, and other servers may not know of it."""
 
 T = TypeVar("T")
 
@@ -67,19 +70,30 @@ def contents_of(connection: Connection, bucket: int, ids: Iterable[VersionId]) -
     return found
 
 
-def take_back(connection: Connection, bucket: int, chunks: Collection[ChunkId]) -> None:
-    """A commit refers to ``chunks``: none of them goes. Raises ``Doomed`` when some are being deleted."""
+def take_back(
+    connection: Connection, bucket: int, chunks: Collection[ChunkId], anew: Mapping[ChunkId, int] | None = None
+) -> None:
+    """A commit refers to ``chunks``: none of them goes.
+
+    ``anew`` are those that were looked for, and found, since they were deleted, with the times that an earlier
+    ``Doomed`` gave. Raises ``Doomed`` when others are being deleted, or were.
+    """
     if not chunks:
         return
     if not connection.execute(select(_condemned.chunk).where(_condemned.bucket == bucket).limit(1)).all():
         return
-    doomed: list[ChunkId] = []
+    going: list[ChunkId] = []
+    gone: dict[ChunkId, int] = {}
     for some in groups(chunks):
         these = (_condemned.bucket == bucket, _condemned.chunk.in_(some))
-        doomed += connection.execute(select(_condemned.chunk).where(*these, _condemned.doomed == 1)).scalars()
-        connection.execute(delete(tables.condemned).where(*these, _condemned.doomed == 0))
-    if doomed:
-        raise Doomed(doomed)
+        for row in connection.execute(select(tables.condemned).where(*these, _condemned.doomed != CONDEMNED)):
+            if row.doomed == GOING:
+                going.append(row.chunk)
+            elif (anew or {}).get(row.chunk) != row.time_ns:
+                gone[row.chunk] = row.time_ns
+        connection.execute(delete(tables.condemned).where(*these))
+    if going or gone:
+        raise Doomed([*going, *gone], gone=gone if not going else {})
 
 
 def condemned(connection: Connection, bucket: int, first: int, beyond: int) -> tuple[dict[ChunkId, int], set[ChunkId]]:
@@ -91,7 +105,9 @@ def condemned(connection: Connection, bucket: int, first: int, beyond: int) -> t
     if beyond < 256:
         query = query.where(_condemned.chunk < bytes([beyond]))
     rows = connection.execute(query).all()
-    return {row.chunk: row.time_ns for row in rows if not row.doomed}, {row.chunk for row in rows if row.doomed}
+    return {row.chunk: row.time_ns for row in rows if row.doomed == CONDEMNED}, {
+        row.chunk for row in rows if row.doomed != CONDEMNED
+    }
 
 
 def condemn(connection: Connection, bucket: int, chunks: Collection[ChunkId], now_ns: int) -> None:
@@ -102,7 +118,7 @@ def condemn(connection: Connection, bucket: int, chunks: Collection[ChunkId], no
         these = (_condemned.bucket == bucket, _condemned.chunk.in_(some))
         known = set(connection.execute(select(_condemned.chunk).where(*these)).scalars())
         new = [chunk for chunk in some if chunk not in known]
-        rows = [{"bucket": bucket, "chunk": chunk, "time_ns": now_ns, "doomed": 0} for chunk in new]
+        rows = [{"bucket": bucket, "chunk": chunk, "time_ns": now_ns, "doomed": CONDEMNED} for chunk in new]
         if rows:
             connection.execute(insert(tables.condemned), rows)
 
@@ -122,32 +138,39 @@ def doom(connection: Connection, bucket: int, chunks: Iterable[ChunkId], before_
             _condemned.bucket == bucket,
             _condemned.chunk.in_(some),
             _condemned.time_ns < before_ns,
-            _condemned.doomed == 0,
+            _condemned.doomed == CONDEMNED,
         )
         found = list(connection.execute(select(_condemned.chunk).where(*these)).scalars())
         connection.execute(
             update(tables.condemned)
             .where(_condemned.bucket == bucket, _condemned.chunk.in_(found))
-            .values(doomed=1, time_ns=now_ns)
+            .values(doomed=GOING, time_ns=now_ns)
         )
         doomed += found
     return doomed
 
 
+def settle(connection: Connection, bucket: int, chunks: Iterable[ChunkId]) -> None:
+    """Chunks that were doomed are deleted: who finds one from now on finds one that was stored since."""
+    for some in groups(chunks):
+        these = (_condemned.bucket == bucket, _condemned.chunk.in_(some), _condemned.doomed == GOING)
+        connection.execute(update(tables.condemned).where(*these).values(doomed=GONE))
+
+
 def reprieve(connection: Connection) -> None:
     """For chunks whose deletion this server broke off: commits may take back those that are still stored."""
-    connection.execute(update(tables.condemned).where(_condemned.doomed == 1).values(doomed=0))
+    connection.execute(update(tables.condemned).where(_condemned.doomed != CONDEMNED).values(doomed=CONDEMNED))
 
 
 def expire(connection: Connection, before_ns: int) -> None:
     """Forget chunks that were doomed before a moment: commits may have them again if they are stored."""
-    connection.execute(delete(tables.condemned).where(_condemned.doomed == 1, _condemned.time_ns < before_ns))
+    connection.execute(delete(tables.condemned).where(_condemned.doomed != CONDEMNED, _condemned.time_ns < before_ns))
 
 
 def oldest(connection: Connection) -> int | None:
     """Since when the chunk is condemned that is longest; None when none is."""
     living = select(tables.bucket.c.bucket).where(tables.bucket.c.name.is_not(None))
-    query = select(func.min(_condemned.time_ns)).where(_condemned.bucket.in_(living), _condemned.doomed == 0)
+    query = select(func.min(_condemned.time_ns)).where(_condemned.bucket.in_(living), _condemned.doomed == CONDEMNED)
     found: int | None = connection.execute(query).scalar()
     return found
 

@@ -171,11 +171,19 @@ class Metadata:
     # Content
 
     async def commit(
-        self, name: str, batch: Commit, *, author: str, chunks: Collection[ChunkId] = (), id_: bytes = b""
+        self,
+        name: str,
+        batch: Commit,
+        *,
+        author: str,
+        chunks: Collection[ChunkId] = (),
+        anew: Mapping[ChunkId, int] | None = None,
+        id_: bytes = b"",
     ) -> Committed:
         """Apply a batch that ``checks.check_commit`` accepted; durable when this returns.
 
-        ``chunks`` are those that its content is in; they are stored for the bucket with ``id_``.
+        ``chunks`` are those that its content is in; they are stored for the bucket with ``id_``. ``anew``: those that
+        were found since an attempt raised ``Doomed``, with its times.
         """
         known = await self.identify(name)
         bucket = known.bucket
@@ -186,7 +194,7 @@ class Metadata:
             try:
                 answer = await self._database.repeat_claimed(
                     lambda connection: commits.commit(
-                        connection, bucket, batch, author=author, now_ns=now, chunks=chunks
+                        connection, bucket, batch, author=author, now_ns=now, chunks=chunks, anew=anew
                     )
                 )
             except NoBucket as error:

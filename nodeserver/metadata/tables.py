@@ -202,7 +202,7 @@ condemned = Table(
     Column("bucket", Integer, ForeignKey("bucket.bucket"), primary_key=True),
     Column("chunk", Bytes(32), primary_key=True),
     Column("time_ns", BigInteger, nullable=False),
-    Column("doomed", Integer, nullable=False),  # 0: a commit may still take it back; 1: it is being deleted
+    Column("doomed", Integer, nullable=False),  # one of metadata.garbage: CONDEMNED, GOING, GONE
     sqlite_with_rowid=False,
 )
 

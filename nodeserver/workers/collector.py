@@ -13,8 +13,8 @@ the row. What makes that safe:
 
 When several servers share the database and the chunks, the others know nothing of puts and commits under way here. A
 doomed row then stays for ``SETTLE`` after its chunk was deleted: a commit whose server had looked for the chunk before
-finds the row. Who stores the chunk anew in that time may commit it when the row is gone. If a node that was away brings
-it back, it is garbage like any other from then on.
+finds the row, and the server looks again. What it finds then was stored since, or on a node that was away, and may be
+committed, unless the chunk is still being deleted.
 """
 
 from __future__ import annotations
@@ -96,6 +96,6 @@ class Collector:
         with self._chunks.doom(bucket.id, chunks) as unused:
             doomed = await self._metadata.write(garbage.doom, bucket.bucket, unused, before, time.time_ns())
             await self._chunks.delete(bucket.id, doomed)
-            if not self._metadata.shared:
-                await self._metadata.write(garbage.acquit, bucket.bucket, doomed)
+            end = garbage.settle if self._metadata.shared else garbage.acquit
+            await self._metadata.write(end, bucket.bucket, doomed)
         return len(doomed)

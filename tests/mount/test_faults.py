@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import itertools
 import os
 import re
 import signal
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from nodeserver.content.codec import chunk_id
+from tests.cluster.nodes import decoded
 from tests.conftest import MakeMount
 from tests.faultproxy import FaultProxy, Mode
 from tests.harness import Mount, Node, command, eventually, stuck
@@ -120,6 +125,27 @@ def test_a_broken_server_costs_errors_within_the_deadlines_and_nothing_else(
     other = setup.elsewhere().path
     for file in f"synced-{name}", f"written-{name}":
         assert digest(other / file) == digest(path / file)
+
+
+def test_what_the_server_refuses_is_not_sent_without_a_pause(setup: Setup) -> None:
+    """A commit whose chunks go missing each time, as here where garbage collection never ends with them."""
+    data = os.urandom(200_000)
+    key = decoded(setup.node.api("GET", "/buckets/faults")["chunk_key"])
+    garbage = chunk_id(key, data)
+    with contextlib.closing(sqlite3.connect(setup.node.data / "metadata.sqlite", timeout=30)) as database, database:
+        database.execute("INSERT INTO condemned SELECT bucket, ?, 0, 1 FROM bucket WHERE name = 'faults'", (garbage,))
+    before = setup.proxy.count("POST", r"/commits$")
+    with (setup.path / "refused").open("wb", buffering=0) as file:
+        file.write(data)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            os.fsync(file.fileno())
+    (setup.path / "made later").mkdir()
+    assert setup.proxy.count("POST", r"/commits$") - before < 15
+    assert any("not stored" in error["text"] for error in setup.mount.status()["errors"])
+    with contextlib.closing(sqlite3.connect(setup.node.data / "metadata.sqlite", timeout=30)) as database, database:
+        database.execute("DELETE FROM condemned WHERE chunk = ?", (garbage,))
+    setup.mount.sync()
+    assert (setup.elsewhere().path / "refused").read_bytes() == data
 
 
 def digest(path: Path) -> str:

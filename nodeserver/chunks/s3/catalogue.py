@@ -45,6 +45,7 @@ class _Seen:
 
     short: float = float("-inf")
     full: float = float("-inf")
+    doubted: float = float("-inf")
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -81,13 +82,17 @@ class Catalogue:
         seen = self._seen[bucket]
         async with seen.lock:
             full = asked - seen.full > full_age
-            if not full and asked - seen.short <= age:
+            if not full and asked - seen.short <= age and seen.short > seen.doubted:
                 return
             begun = time.monotonic()
             await self._look(bucket, full=full)
             seen.short = begun
             if full:
                 seen.full = begun
+
+    def distrust(self, bucket: bytes) -> None:
+        """Have the next ``refresh`` of a bucket look, however short the last look is ago."""
+        self._seen[bucket].doubted = time.monotonic()
 
     def close(self) -> None:
         """Close the index."""

@@ -159,6 +159,10 @@ class S3Store(ChunkStore):
         await self._objects.delete([key_of(bucket, chunk) for chunk in ids])
         self._damaged.difference_update((bucket, chunk) for chunk in ids)
 
+    def forget(self, bucket: bytes, ids: Iterable[ChunkId]) -> None:
+        self._forget(bucket, ids)
+        self._catalogue.distrust(bucket)
+
     async def count(self, bucket: bytes) -> int:
         await self._catalogue.refresh(bucket, 0, 0)
         self._packed = await self._catalogue.ask_slowly(lambda index: index.size())
