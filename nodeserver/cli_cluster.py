@@ -37,8 +37,11 @@ def nodes(server: Server, *, as_json: bool) -> None:
 @click.argument("node")
 @click.argument("value", type=click.FloatRange(min=0, min_open=True), required=False)
 @click.option("--apply", "really", is_flag=True, help="Do it, instead of only showing what would move.")
+@click.option("--lose-data", is_flag=True, help="With --apply: remove a node even if chunks are lost with it.")
 @target
-def node(action: str, node: str, value: float | None, server: Server, *, really: bool, as_json: bool) -> None:
+def node(
+    action: str, node: str, value: float | None, server: Server, *, really: bool, lose_data: bool, as_json: bool
+) -> None:
     """Change a node's place in the cluster: show what would move, and with --apply do it.
 
     drain: it gets nothing new, and what it has moves to the others; undrain takes that back. remove: it is gone for
@@ -48,12 +51,19 @@ def node(action: str, node: str, value: float | None, server: Server, *, really:
     if (action == "weight") != (value is not None):
         raise click.UsageError("weight takes a VALUE" if value is None else f"{action} takes no VALUE")
     state = {"drain": "draining", "undrain": "up", "remove": "removed"}.get(action)
-    preview, known, done = server.ask(lambda client: _change(client, node, NodeChange(state, value), really=really))
+    change = NodeChange(state, value)
+    preview, known, done = server.ask(lambda client: _change(client, node, change, really=really, lose_data=lose_data))
     if as_json:
         click.echo(_json(preview))
+    else:
+        for line in _moves(preview, known):
+            click.echo(line)
+    if really and not done:
+        raise click.ClickException(
+            "nothing was changed: drain the node first, so that others have its chunks; or let them go with --lose-data"
+        )
+    if as_json:
         return
-    for line in _moves(preview, known):
-        click.echo(line)
     if done:
         click.echo(f"done: node {_name(done)} is {done.state}, weight {done.member.weight:g}")
     else:
@@ -75,14 +85,18 @@ def status(server: Server, *, as_json: bool) -> None:
 
 
 async def _change(
-    client: Client, name: str, change: NodeChange, *, really: bool
+    client: Client, name: str, change: NodeChange, *, really: bool, lose_data: bool
 ) -> tuple[MovePreview, Nodes, NodeStatus | None]:
+    """What would move, the nodes, and the one that was changed if it was."""
     known = await client.nodes()
     found = [one for one in known.nodes if one.member.id.hex().endswith(name.lower())]
     if len(found) != 1:
-        raise click.ClickException(f"{len(found)} nodes have ids that end with {name!r}")
+        several = "several nodes have ids that end" if found else "no node has an id that ends"
+        raise click.ClickException(f"{several} with {name!r}: nodeserver nodes lists them")
     preview = await client.preview_node(found[0].member.id, change, deadline=PREVIEW)
-    return preview, known, await client.change_node(found[0].member.id, change) if really else None
+    if not really or (preview.lost and not lose_data):
+        return preview, known, None
+    return preview, known, await client.change_node(found[0].member.id, change)
 
 
 def _moves(preview: MovePreview, known: Nodes) -> list[str]:
@@ -94,6 +108,8 @@ def _moves(preview: MovePreview, known: Nodes) -> list[str]:
         lines.append(f"  {source} -> {names[flow.target]}: {flow.pieces} pieces, {size(flow.size)}")
     if preview.missing:
         lines.append(f"warning: there is no node for {preview.missing} pieces: chunks stay below their redundancy")
+    if preview.lost:
+        lines.append(f"warning: {about}{preview.lost} chunks are on no node that stays, and would be LOST")
     if preview.seconds:
         lines.append(f"at the present throttle of the worker rebalance: {_duration(preview.seconds)}")
     return lines

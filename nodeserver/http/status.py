@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from nodeserver.chunks.distributed import DistributedStore, stored_size
+from nodeserver.chunks.distributed import DistributedStore, readable, stored_size
 from nodeserver.http.cluster import check_change
 from nodeserver.http.codec import answer, hex_id, read
 from nodeserver.http.problems import Refused
@@ -110,17 +110,24 @@ async def preview_change(request: Request) -> Response:
     before = here.membership.map
     after = members.changed_map(before, node, wanted)
     store, found = _distributed(here), Preview()
-    share = 1.0
+    share, lost = 1.0, 0
+    removed = {node} if wanted.state == State.REMOVED.value else set()
+    silent: set[NodeId] = set()
     for bucket in await here.metadata.buckets():
         first_bytes = min(256, max(1, 256 * LOOKED_AT // max(1, await store.count(bucket.id))))
         share = min(share, first_bytes / 256)
         old, new = (bucket_scheme(bucket.redundancy, len(cluster.sharing)) for cluster in (before, after))
         groups: dict[tuple[Scheme, Scheme], list[tuple[ChunkId, int]]] = {}
-        for chunk, holders in (await store.survey(bucket.id, 0, first_bytes)).items():
+        for chunk, holders in (await store.survey(bucket.id, 0, first_bytes, silent)).items():
             size = stored_size(holders)
+            staying = {holder: held for holder, held in holders.items() if holder not in removed}
+            lost += readable(holders) and not readable(staying)
             groups.setdefault((chunk_scheme(old, size), chunk_scheme(new, size)), []).append((chunk, size))
         for (was, becomes), chunks in groups.items():
             preview(chunks, becomes, before, after, into=found, old_scheme=was)
+    lost = round(lost / share)
+    if removed & silent and here.healer:
+        lost += here.healer.survey.lost  # the one that does not answer may have what nobody else has
     rate = here.workers["rebalance"].rate
     flows = [
         Flow(source or b"", target, round(amount.pieces / share), round(amount.bytes / share))
@@ -137,6 +144,7 @@ async def preview_change(request: Request) -> Response:
             round(found.missing / share),
             flows,
             found.total.bytes / share / rate if rate else 0.0,
+            lost,
         ),
     )
 

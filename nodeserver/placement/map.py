@@ -90,7 +90,10 @@ class ClusterMap(msgspec.Struct, frozen=True, omit_defaults=True):
         return _checked(ClusterMap(self.epoch + 1, tuple(sorted(nodes.values(), key=lambda node: node.id))))
 
     def with_state(self, node: NodeId, state: State) -> ClusterMap:
-        """The next epoch, with one node in another state. Raises ``KeyError``, or ``BadMap`` when it was removed."""
+        """The next epoch, with one node in another state. Raises ``KeyError``, or ``BadMap`` when it was removed, or is
+        to be, and is the last with metadata."""
+        if state is State.REMOVED and [one.id for one in self.serving(METADATA)] == [node]:
+            raise BadMap(f"node {node.hex()} is the only server with metadata: without it there are no files")
         return self.with_nodes(msgspec.structs.replace(self._present(node), state=state))
 
     def with_weight(self, node: NodeId, weight: float) -> ClusterMap:

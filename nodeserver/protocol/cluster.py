@@ -175,6 +175,8 @@ class MovePreview(msgspec.Struct):
     flows: list[Flow]
     seconds: float
     """At the present throttle of the workers, 0 when there is none."""
+    lost: int = 0
+    """Chunks that nobody could read any more: no node that stays has enough of their pieces."""
 
 
 class ClusterStatus(msgspec.Struct):

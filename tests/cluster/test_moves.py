@@ -91,6 +91,30 @@ def test_nodes_are_added_drained_and_removed(make_cluster: MakeCluster, make_mou
     check(make_mount(cluster.first, "docs").path, contents)
 
 
+def test_no_node_is_removed_by_mistake_that_alone_has_something(
+    make_cluster: MakeCluster, make_mount: MakeMount
+) -> None:
+    cluster = make_cluster(2)
+    cluster.first.create_bucket("docs")
+    set_redundancy(cluster, "replicate:1")
+    mount = make_mount(cluster.first, "docs")
+    fill(mount.path)
+    mount.sync()
+    keeper = cluster.id_of(cluster.nodes[1])
+    alone = len(cluster.pieces()[cluster.nodes[1].url])
+    assert alone
+    for words, refused in ((), False), (("--apply",), True):
+        code, said = cluster.command("node", "remove", keeper, *words)
+        assert code == refused, said
+        assert f"{alone} chunks are on no node that stays, and would be LOST" in said
+    assert cluster.states()[cluster.nodes[1].url] == "up"
+    code, said = cluster.command("node", "remove", cluster.id_of(cluster.first), "--apply", "--lose-data")
+    assert code == 1
+    assert "the only server with metadata" in said
+    assert cluster.command("node", "remove", keeper, "--apply", "--lose-data")[0] == 0
+    assert cluster.states()[cluster.nodes[1].url] == "removed"
+
+
 def test_a_node_that_is_lost_for_good_is_replaced(make_cluster: MakeCluster, make_mount: MakeMount) -> None:
     cluster = make_cluster(4)
     cluster.first.create_bucket("docs")
