@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from nodeserver.chunks.appending import Appender
 from nodeserver.chunks.claims import Claims
 from nodeserver.chunks.compaction import WASTE, Moving, move, retire, survivors
-from nodeserver.chunks.disk import make_dir, read_at
+from nodeserver.chunks.disk import idle_priority, make_dir, read_at
 from nodeserver.chunks.engine import ChunkStore, Space
 from nodeserver.chunks.files import Files
 from nodeserver.chunks.index import Index
@@ -24,7 +24,7 @@ from nodeserver.chunks.reading import Located, NoChunk, check, read
 from nodeserver.chunks.recovery import bucket_of, discard, recover
 from nodeserver.content.codec import CorruptChunk
 from nodeserver.protocol.cluster import Held
-from nodeserver.protocol.pieces import CHUNK_ID
+from nodeserver.protocol.pieces import CHUNK_ID, chunk_of
 from nodeserver.protocol.wire import MAX_BATCH_BYTES
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class DiskStore(ChunkStore):
         self._damaged: set[tuple[bytes, ChunkId]] = set()
         self._recent: dict[tuple[bytes, ChunkId], None] = {}
         self._drops = 0  # what was found before one must not be remembered after it
-        self.met: set[tuple[bytes, ChunkId]] = set()
-        """Damaged pieces that a read found, for who tells others of them and empties this."""
+        self._met: set[tuple[bytes, ChunkId]] = set()
+        self._scrub = ThreadPoolExecutor(1, "chunk-scrub", idle_priority)
         self.verified: Callable[[ChunkId], int] = lambda _: 0
         """When the checksum of a piece was last found right, for who looks at them all."""
         self._stuck: dict[tuple[bytes, int], int] = {}
@@ -111,12 +111,19 @@ class DiskStore(ChunkStore):
     async def read(
         self, bucket: bytes, ids: Sequence[ChunkId], limit: int = MAX_BATCH_BYTES
     ) -> list[tuple[ChunkId, bytes]]:
-        try:
-            return await self._read(bucket, ids, limit)
-        except NoChunk:
-            return await self._read(bucket, ids, limit)  # its pack may have gone between look-up and open
+        return await self._read(bucket, ids, limit, self._disk)
 
-    async def _read(self, bucket: bytes, ids: Sequence[ChunkId], limit: int) -> list[tuple[ChunkId, bytes]]:
+    async def _read(
+        self, bucket: bytes, ids: Sequence[ChunkId], limit: int, pool: ThreadPoolExecutor
+    ) -> list[tuple[ChunkId, bytes]]:
+        try:
+            return await self._read_once(bucket, ids, limit, pool)
+        except NoChunk:
+            return await self._read_once(bucket, ids, limit, pool)  # its pack may have gone between look-up and open
+
+    async def _read_once(
+        self, bucket: bytes, ids: Sequence[ChunkId], limit: int, pool: ThreadPoolExecutor
+    ) -> list[tuple[ChunkId, bytes]]:
         found = await self._places(bucket, ids)
         if gone := [chunk for chunk in ids if chunk not in found]:
             raise NoChunk(gone)
@@ -127,10 +134,10 @@ class DiskStore(ChunkStore):
                 break
             wanted.append((chunk, found[chunk]))
         try:
-            return await self._run(self._disk, partial(read, wanted))
+            return await self._run(pool, partial(read, wanted))
         except CorruptChunk as error:
             self._damaged.add((bucket, error.chunk))
-            self.met.add((bucket, error.chunk))
+            self._met.add((bucket, error.chunk))
             self._recent.pop((bucket, error.chunk), None)
             raise
 
@@ -176,6 +183,10 @@ class DiskStore(ChunkStore):
         found = await self._run(self._upkeep, partial(self._listing, bucket, first, beyond))
         return [held for held in found if (bucket, held.piece) not in self._damaged]
 
+    async def inspect(self, bucket: bytes, pieces: Sequence[ChunkId]) -> list[tuple[ChunkId, bytes]]:
+        """As ``read``; the disk serves all others first."""
+        return await self._read(bucket, pieces, MAX_BATCH_BYTES, self._scrub)
+
     async def quarantine(self, bucket: bytes, piece: ChunkId) -> None:
         """Take a damaged piece out of the store; what is left of it is kept beside, for who wants to look at it."""
         place = await self.locate(bucket, piece)
@@ -183,6 +194,12 @@ class DiskStore(ChunkStore):
             await self._run(self._disk, partial(self._set_aside, place, f"{bucket.hex()}-{piece.hex()}"))
         with self.doom(bucket, [piece]) as unused:
             await self.delete(bucket, unused)
+
+    def take_met(self) -> list[tuple[bytes, ChunkId]]:
+        """Bucket and chunk of pieces that were found damaged since this was asked last."""
+        found = [(bucket, chunk_of(piece)) for bucket, piece in self._met]
+        self._met.clear()
+        return found
 
     async def totals(self) -> tuple[int, int]:
         """How many pieces there are, and their bytes; estimated when there are very many."""
@@ -274,7 +291,7 @@ class DiskStore(ChunkStore):
         recover(self._root, self._packs, self._index)
 
     def _close(self) -> None:
-        for pool in (self._upkeep, self._disk, self._reader, self._writer):
+        for pool in (self._scrub, self._upkeep, self._disk, self._reader, self._writer):
             pool.shutdown()
         self._packs.close()
         self._lookups.close()

@@ -14,6 +14,7 @@ from nodeserver.chunks import ChunkStore
 from nodeserver.chunks.distributed import DistributedStore
 from nodeserver.chunks.engine import Space
 from nodeserver.chunks.local_peer import LocalPeer
+from nodeserver.chunks.s3.store import S3Store
 from nodeserver.chunks.store import DiskStore
 from nodeserver.client import Client, connect
 from nodeserver.client.cluster import Cluster, ClusterMap, Node
@@ -26,10 +27,11 @@ from nodeserver.placement.map import NodeId, unpack
 from nodeserver.placement.scheme import AUTOMATIC_COPIES
 from nodeserver.protocol.cluster import CHUNKS, METADATA, Member
 from nodeserver.protocol.wire import ChunkId
+from nodeserver.workers import leader
 from nodeserver.workers.membership import ChunkMember, MetadataMember
 from nodeserver.workers.registry import Workers
 from nodeserver.workers.schedule import Times, Upkeep, compacting, scrubbing, upkeep
-from nodeserver.workers.scrub import Scrub
+from nodeserver.workers.scrub import Scrub, StoreScrub
 
 SCRUB = "scrub.json"
 LATER = 5.0
@@ -85,7 +87,6 @@ async def with_metadata(
     disk = chunks if isinstance(chunks, DiskStore) else None
     if disk is None:
         standing = dataclasses.replace(standing, roles=(METADATA,))
-    scrub = Scrub(disk, directory.path / SCRUB, times.scrub_period) if disk else None
 
     async def note(damaged: Collection[tuple[bytes, ChunkId]]) -> None:
         await metadata.write_across(repairs.note_by_id, damaged, time.time_ns())
@@ -97,12 +98,16 @@ async def with_metadata(
         note,
         down_after=times.down_after,
         beat=times.beat,
-        damaged=scrub.take_damaged if scrub else list,
+        damaged=disk.take_met if disk else list,
     )
     membership.follow(await metadata.write_across(members.heard, await membership.say(), time.time_ns()))
     async with connect(standing.url, keys.mint(f"node {node.hex()}", "admin")) as client:
-        if disk is None or scrub is None:
-            care = upkeep(metadata, chunks, node, times)
+        if disk is None:
+            assert isinstance(chunks, S3Store)
+            scrub = StoreScrub(metadata, chunks, directory.path / SCRUB, times.scrub_period)
+            care = upkeep(
+                metadata, chunks, node, times, scrubbing(scrub, leader.led(scrub.work, "scrub", metadata, node))
+            )
             await care.collector.recover()
             yield _services(directory, keys, metadata, chunks, membership, care, None)
             return
@@ -115,7 +120,7 @@ async def with_metadata(
         membership.on_change(cluster.follow)
         store = DistributedStore(node, disk, cluster, functools.partial(_setting, metadata))
         store.space = lambda: _space(membership.nodes, cluster.map)
-        care = upkeep(metadata, store, node, times, [scrubbing(scrub)])
+        care = upkeep(metadata, store, node, times, scrubbing(_scrub(disk, directory, times)))
         assert care.healer is not None
         healer = care.healer
 
@@ -160,7 +165,7 @@ async def for_chunks(
     """A server that keeps chunks alone. Raises ``ValueError`` for a damaged ``cluster.json``, ``OSError``."""
     keys = Keys(joined.public_key.encode(), joined.audience)
     known = unpack(joined.map)
-    scrub = Scrub(disk, directory.path / SCRUB, times.scrub_period)
+    scrub = _scrub(disk, directory, times)
 
     def keep(found: ClusterMap) -> None:
         directory.join(Joined(joined.audience, joined.public_key, joined.token, found.pack()))
@@ -168,12 +173,18 @@ async def for_chunks(
     servers = [node.url for node in known.serving(METADATA)] or [standing.url]
     async with connect(servers[0], joined.token) as client:
         membership = ChunkMember(
-            _Say(directory.node, standing, disk), client, known, keep, beat=times.beat, damaged=scrub.take_damaged
+            _Say(directory.node, standing, disk), client, known, keep, beat=times.beat, damaged=disk.take_met
         )
         workers = Workers([scrubbing(scrub), compacting(disk, times)])
         yield NodeServices(
             node=directory.node, keys=keys, membership=membership, workers=workers, pieces=disk, space=disk.usage
         )
+
+
+def _scrub(disk: DiskStore, directory: DataDir, times: Times) -> Scrub:
+    scrub = Scrub(disk, directory.path / SCRUB, times.scrub_period)
+    disk.verified = scrub.verified
+    return scrub
 
 
 def _peers(client: Client, own: NodeId, disk: DiskStore) -> Callable[[Node], Peer]:

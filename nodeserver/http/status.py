@@ -14,7 +14,7 @@ from nodeserver.http.cluster import check_change
 from nodeserver.http.codec import answer, hex_id, read
 from nodeserver.http.problems import Refused
 from nodeserver.http.services import Services, identity, services
-from nodeserver.metadata import members, repairs
+from nodeserver.metadata import members, repairs, surveys
 from nodeserver.placement.map import NODE_ID, NodeId, State
 from nodeserver.placement.moves import Preview, preview
 from nodeserver.placement.rendezvous import Placement
@@ -34,7 +34,6 @@ from nodeserver.protocol.cluster import (
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.pieces import fragment_of
 from nodeserver.protocol.wire import ChunkId
-from nodeserver.workers.healer import Survey
 
 LOOKED_AT = 200_000
 """Chunks of a bucket that a preview looks at; with more it takes those whose ids begin with some bytes."""
@@ -45,7 +44,7 @@ async def status(request: Request) -> Response:
     here = services(request)
     _, nodes = await here.metadata.read(members.statuses)
     queued = await here.metadata.read(repairs.count)
-    survey = here.healer.survey if here.healer else Survey()
+    survey = await here.metadata.read(surveys.last)
     problems = []
     for node in nodes:
         name = f"node {node.member.id.hex()[-8:]} ({node.member.url})"
@@ -57,7 +56,8 @@ async def status(request: Request) -> Response:
         elif node.state == State.UP.value and node.member.free_bytes < node.member.capacity_bytes // 20:
             problems.append(f"{name} has less than 5 % of its disk free")
     if survey.lost:
-        problems.append(f"{survey.lost} chunks cannot be read from the nodes that answer")
+        where = "from the nodes that answer" if here.healer else "from the store: they are damaged or not there"
+        problems.append(f"{survey.lost} chunks cannot be read {where}")
     if survey.below:
         problems.append(f"{survey.below} chunks have fewer pieces than they should")
     if queued:
@@ -126,8 +126,9 @@ async def preview_change(request: Request) -> Response:
         for (was, becomes), chunks in groups.items():
             preview(chunks, becomes, before, after, into=found, old_scheme=was)
     lost = round(lost / share)
-    if removed & silent and here.healer:
-        lost += here.healer.survey.lost  # the one that does not answer may have what nobody else has
+    if removed & silent:
+        # It does not answer, and may have what nobody else has.
+        lost += (await here.metadata.read(surveys.last)).lost
     rate = here.workers["rebalance"].rate
     flows = [
         Flow(source or b"", target, round(amount.pieces / share), round(amount.bytes / share))

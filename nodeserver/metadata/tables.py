@@ -221,6 +221,7 @@ cluster = Table(
     Column("one", Integer, primary_key=True, autoincrement=False),  # 1
     Column("epoch", BigInteger, nullable=False),
     Column("map", Bytes, nullable=False),  # MessagePack of placement.map.ClusterMap
+    Column("survey", Bytes),  # MessagePack of metadata.surveys.Survey; absent before the first
 )
 
 # What the nodes of the map last said of themselves.

@@ -13,16 +13,17 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 
 from nodeserver.chunks.distributed import DistributedStore, readable, stored_size
 from nodeserver.client.connection import Buffer
 from nodeserver.client.errors import ClientError
 from nodeserver.content.erasure import split
-from nodeserver.metadata import members, repairs
+from nodeserver.metadata import members, repairs, surveys
 from nodeserver.metadata.buckets import BucketRow
 from nodeserver.metadata.store import Metadata
+from nodeserver.metadata.surveys import Survey
 from nodeserver.placement.healing import Plan, plan
 from nodeserver.placement.map import ClusterMap, Node, NodeId, State
 from nodeserver.placement.rendezvous import Placement
@@ -41,6 +42,8 @@ GROUP, GROUP_BYTES = 256, 8 << 20
 """Chunks healed together, at most, and their bytes, but for a single larger one."""
 AGAIN = 60.0
 """Seconds until what could not be repaired is tried again."""
+LOOK = 600.0
+"""Seconds until what cannot be read is looked for again."""
 DAY = 86_400.0
 
 log = logging.getLogger(__name__)
@@ -58,17 +61,6 @@ class Done:
     failed: int = 0
 
 
-@dataclass
-class Survey:
-    """What the last look at all chunks found."""
-
-    time_ns: int = 0
-    chunks: int = 0
-    below: int = 0
-    lost: int = 0
-    silent: set[NodeId] = field(default_factory=set)
-
-
 class Healer:
     """Of one cluster. ``grace`` is how long, in seconds, a node may be down until its pieces are made anew."""
 
@@ -83,6 +75,7 @@ class Healer:
         """The map and settings with which nothing was left to move."""
         self._placements: dict[int, tuple[tuple[Node, ...], Placement]] = {}
         self.survey = Survey()
+        """What this server's last look at all chunks found, and has mended since."""
 
     def met(self, bucket: bytes, chunks: Collection[ChunkId]) -> None:
         """A reader or writer on this server met bad or missing pieces."""
@@ -102,13 +95,15 @@ class Healer:
             await self._mend_met(bucket, run, done)
         cluster, away, again = await self._present()
         now = (cluster.epoch, time.time() // DAY)
-        if now != self._healed or self.survey.below or run.ordered:
+        if now != self._healed or self.survey.below or self.survey.lost or run.ordered:
             before = done.failed
-            await self._mend_all(cluster, away, run, done)
-            if done.failed == before and not self.survey.silent:
+            silent = await self._mend_all(cluster, away, run, done)
+            if done.failed == before and not silent:
                 self._healed = now
         if done.failed or self.survey.below:
             again = min(again, AGAIN)
+        elif self.survey.lost:
+            again = min(again, LOOK)
         return Outcome(f"made {done.made} pieces, {done.failed} chunks could not be mended", again)
 
     async def rebalance(self, run: Run) -> Outcome:
@@ -195,15 +190,18 @@ class Healer:
             good[chunk] = {node: kept for node, kept in sound.items() if kept}
         return good
 
-    async def _mend_all(self, cluster: ClusterMap, away: set[NodeId], run: Run, done: Done) -> None:
-        """Look at all chunks, then mend those with too few pieces, the most endangered first."""
-        survey = Survey(time.time_ns())
+    async def _mend_all(self, cluster: ClusterMap, away: set[NodeId], run: Run, done: Done) -> set[NodeId]:
+        """Look at all chunks, then mend those with too few pieces, the most endangered first.
+
+        Returns the nodes that did not answer.
+        """
+        survey, unheard = Survey(time.time_ns()), set[NodeId]()
         endangered: list[tuple[int, BucketRow, ChunkId, Holders]] = []
         for bucket in await self._metadata.buckets():
             for first, beyond in ranges(await self._store.count(bucket.id)):
                 there: set[ChunkId] = set()
                 found, silent = await self._look(bucket, cluster, first, beyond, run)
-                survey.silent |= silent
+                unheard |= silent
                 survey.chunks += len(found)
                 for chunk, holders in found:
                     if not readable(holders):
@@ -216,14 +214,17 @@ class Healer:
                             endangered.append((planned.spare, bucket, chunk, holders))
                 survey.lost += await self._lost(bucket, there, first, beyond, run)
         self.survey = survey
+        await self._metadata.write_across(surveys.note, survey)
         run.total = run.done + len(endangered)
         endangered.sort(key=lambda one: (one[0], one[1].bucket))
         for _, alike in groupby(endangered, key=lambda one: (one[0], one[1].bucket)):
             some = list(alike)
             bucket = some[0][1]
             for group in _groups((chunk, holders) for _, _, chunk, holders in some):
-                failed = await self._heal(bucket, cluster, away | survey.silent, group, run, done, drop=False)
+                failed = await self._heal(bucket, cluster, away | unheard, group, run, done, drop=False)
                 survey.below -= len(group) - len(failed)
+                await self._metadata.write_across(surveys.note, survey)
+        return unheard
 
     # Some chunks
 

@@ -15,8 +15,8 @@ from nodeserver.workers.registry import Interrupted, Outcome, Run
 
 TERM = 60.0
 """Seconds that a lease lasts; it is renewed long before."""
-AGAIN = 30.0
-"""Seconds until a server looks again whether the work is its own now."""
+AGAIN, SOON = 30.0, 0.5
+"""Seconds until a server looks again whether the work is its own now; while somebody waits."""
 
 
 def led(
@@ -37,9 +37,12 @@ class _Led:
         self._own = own
 
     async def run(self, run: Run) -> Outcome:
-        """Work as long as the lease can be had."""
-        if not await self._take():
-            return Outcome("another server does this", AGAIN)
+        """Work as long as the lease can be had; a run that somebody asked for waits until the other server is done."""
+        while not await self._take():
+            if not run.ordered:
+                return Outcome("another server does this", AGAIN)
+            await asyncio.sleep(SOON)
+            await run.step()
         task = asyncio.ensure_future(self._work(run))
         renewing = asyncio.create_task(self._renew(task))
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from nodeserver.chunks import ChunkStore
 from nodeserver.chunks.distributed import DistributedStore
@@ -47,9 +47,8 @@ class Upkeep:
     workers: Workers
 
 
-def upkeep(metadata: Metadata, chunks: ChunkStore, own: NodeId, times: Times, here: Sequence[Worker] = ()) -> Upkeep:
-    """The workers of a server with metadata, besides those ``here`` that look after its disk; they begin inside
-    ``Workers.running``."""
+def upkeep(metadata: Metadata, chunks: ChunkStore, own: NodeId, times: Times, *scrub: Worker) -> Upkeep:
+    """The workers of a server with metadata; they begin inside ``Workers.running``."""
 
     def led(name: str, work: Callable[[Run], Awaitable[Outcome]], interval: float | None = None) -> Worker:
         return Worker(name, leader.led(work, name, metadata, own), interval=interval)
@@ -67,12 +66,12 @@ def upkeep(metadata: Metadata, chunks: ChunkStore, own: NodeId, times: Times, he
     if isinstance(chunks, DistributedStore):
         healer = Healer(metadata, chunks, times.repair_after)
         workers += [led("repair", healer.repair), led("rebalance", healer.rebalance)]
-    return Upkeep(retention, collector, healer, Workers([*workers, *here]))
+    return Upkeep(retention, collector, healer, Workers([*workers, *scrub]))
 
 
-def scrubbing(scrub: Scrub) -> Worker:
-    """The worker that looks after the disk of a node that keeps pieces."""
-    worker = Worker("scrub", scrub.work)
+def scrubbing(scrub: Scrub, work: Callable[[Run], Awaitable[Outcome]] | None = None) -> Worker:
+    """The worker that looks at all checksums; ``work`` instead of the scrub's own."""
+    worker = Worker("scrub", work or scrub.work)
     worker.throttle(scrub.RATE)
     return worker
 

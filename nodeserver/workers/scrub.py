@@ -1,22 +1,35 @@
-"""Looks at the checksum of every piece on this node's disk, again and again; sets aside what is damaged, and tells."""
+"""Looks at the checksum of everything that is stored, again and again.
+
+On a node's own disk what is damaged is set aside, and the cluster told. In a store that servers share one of them looks
+at a time; damaged chunks count as missing, so that they are stored anew when their content is written again.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from nodeserver.access.secrets import replace
 from nodeserver.chunks import NoChunk
-from nodeserver.chunks.store import DiskStore
+from nodeserver.chunks.s3.store import S3Store
 from nodeserver.content.codec import CorruptChunk
-from nodeserver.protocol.pieces import PieceId, chunk_of
+from nodeserver.metadata import garbage, surveys
+from nodeserver.metadata.store import Metadata
+from nodeserver.metadata.surveys import Survey
+from nodeserver.protocol.cluster import Held
+from nodeserver.protocol.pieces import PieceId
 from nodeserver.protocol.wire import ChunkId
+from nodeserver.workers.references import References
 from nodeserver.workers.registry import Outcome, Run
 
 AT_ONCE = 4 << 20
 """Bytes read in one step."""
+AT_A_TIME = 1000
+"""Chunks that a store is asked for between two steps."""
 OFTEN = 10.0
 """Seconds between two notes of how far it is."""
 
@@ -32,20 +45,34 @@ class Progress(msgspec.Struct):
     """By first byte: when those pieces were last looked at."""
 
 
+class Shelf(Protocol):
+    """What has pieces by bucket."""
+
+    async def buckets(self) -> list[bytes]:
+        """The buckets that something is stored of."""
+
+    async def listing(self, bucket: bytes, first: int, beyond: int) -> list[Held]:
+        """All pieces whose ids begin with a byte from ``first`` on and below ``beyond``."""
+
+    async def inspect(self, bucket: bytes, pieces: Sequence[PieceId]) -> list[tuple[PieceId, bytes]]:
+        """As ``ChunkStore.read``, without getting into the way of those who wait for what they read."""
+
+    async def quarantine(self, bucket: bytes, piece: PieceId) -> None:
+        """Take a damaged piece out."""
+
+
 class Scrub:
-    """Of one disk; a round every ``period`` seconds, that a restart continues."""
+    """Of one shelf; a round every ``period`` seconds, that a restart continues."""
 
     RATE = 32 << 20
     """Bytes a second, unless it is throttled to another rate: a disk of 4 TB takes a day and a half."""
 
-    def __init__(self, disk: DiskStore, path: Path, period: float) -> None:
+    def __init__(self, shelf: Shelf, path: Path, period: float) -> None:
         """``path`` is where its progress is kept."""
-        self._disk = disk
+        self._shelf = shelf
         self._path = path
         self._period = period
-        self._found: list[tuple[bytes, ChunkId]] = []
         self._progress = self._load()
-        disk.verified = self._verified
 
     async def work(self, run: Run) -> Outcome:
         """Finish the round that was begun, or make another. Raises ``OSError``."""
@@ -58,7 +85,7 @@ class Scrub:
         damaged, written = 0, time.monotonic()
         while progress.position < 256:
             now = time.time_ns()
-            for bucket in await self._disk.buckets():
+            for bucket in await self._shelf.buckets():
                 damaged += await self._look(bucket, progress.position, run)
             progress.verified_ns[progress.position] = now
             progress.position += 1
@@ -66,21 +93,23 @@ class Scrub:
                 replace(self._path, msgspec.json.encode(progress))
                 written = time.monotonic()
             await run.step()
+        said = f"looked at {run.done} pieces, {damaged} were damaged{await self._finish(run)}"
         left = self._period - (time.time_ns() - progress.began_ns) / 1e9
-        return Outcome(f"looked at {run.done} pieces, {damaged} were damaged", max(left, 1.0))
+        return Outcome(said, max(left, 1.0))
 
-    def take_damaged(self) -> list[tuple[bytes, ChunkId]]:
-        """Bucket and chunk of pieces that were found damaged since this was asked last."""
-        met = [(bucket, chunk_of(piece)) for bucket, piece in self._disk.met]
-        self._disk.met.clear()
-        found, self._found = self._found + met, []
-        return found
+    def verified(self, piece: PieceId) -> int:
+        """When the checksum of a piece that was there then was looked at, in nanoseconds since the epoch."""
+        return self._progress.verified_ns[piece[0]]
+
+    async def _finish(self, run: Run) -> str:
+        """What else there is to look at when a round is through, and to say of it."""
+        return ""
 
     async def _look(self, bucket: bytes, first: int, run: Run) -> int:
         damaged = 0
         group: list[PieceId] = []
         size = 0
-        for held in await self._disk.listing(bucket, first, first + 1):
+        for held in await self._shelf.listing(bucket, first, first + 1):
             group.append(held.piece)
             size += held.size
             if size >= AT_ONCE:
@@ -97,23 +126,39 @@ class Scrub:
         left, damaged = list(pieces), 0
         while left:
             try:
-                done = await self._disk.read(bucket, left)
+                done = await self._shelf.inspect(bucket, left)
             except NoChunk as error:
                 left = [piece for piece in left if piece not in error.ids]
             except CorruptChunk as error:
                 left.remove(error.chunk)
-                await self._disk.quarantine(bucket, error.chunk)
-                self._found.append((bucket, chunk_of(error.chunk)))
+                await self._shelf.quarantine(bucket, error.chunk)
                 damaged += 1
             else:
                 del left[: len(done)]
         return damaged
-
-    def _verified(self, piece: PieceId) -> int:
-        return self._progress.verified_ns[piece[0]]
 
     def _load(self) -> Progress:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=Progress)
         except (FileNotFoundError, msgspec.MsgspecError):
             return Progress()
+
+
+class StoreScrub(Scrub):
+    """Of a store that servers share."""
+
+    def __init__(self, metadata: Metadata, store: S3Store, path: Path, period: float) -> None:
+        super().__init__(store, path, period)
+        self._metadata = metadata
+        self._store = store
+
+    async def _finish(self, run: Run) -> str:
+        """Ask the store for every chunk that a version refers to."""
+        lost: set[tuple[bytes, ChunkId]] = set()
+        for bucket in await self._metadata.buckets():
+            async for needed in References(self._metadata, self._store, bucket).known(run):
+                for some in garbage.groups(needed, AT_A_TIME):
+                    lost.update((bucket.id, chunk) for chunk in await self._store.missing(bucket.id, some))
+                    await run.step()
+        await self._metadata.write_across(surveys.note, Survey(time.time_ns(), run.done, lost=len(lost)))
+        return f", {len(lost)} that are needed cannot be read"

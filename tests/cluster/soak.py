@@ -19,7 +19,7 @@ from tests.harness import Node, command, eventually
 DIRECTORIES = ("", "a", "a/b", "c")
 PATIENCE = 240.0
 """Seconds that the operations of a round may take on a slow machine."""
-CUT_OFF = "cut off"
+CUT_OFF, KILL_METADATA = "cut off", "kill metadata"
 CUTS: tuple[Mode, ...] = ("refuse", "stall")
 SIZES = (0, 10, 4_000, 100_000, 700_000, 3_000_000)
 
@@ -121,13 +121,14 @@ def tree(root: Path) -> dict[str, bytes | None]:
 
 
 class Faults:
-    """What may happen to nodes, one thing at a time; those with metadata on PostgreSQL may go too, but not both."""
+    """What may happen to nodes, one thing at a time; one of the two with metadata may go too."""
 
     def __init__(self, cluster: Cluster, rng: random.Random) -> None:
         self._cluster = cluster
         self._rng = rng
         self.all: dict[str, Callable[[Node], AbstractContextManager[None]]] = {
             "kill": killed,
+            KILL_METADATA: killed,
             "stop": stopped,
             CUT_OFF: self._cut_off,
             "fill": self._full,
@@ -142,7 +143,8 @@ class Faults:
         """Faults and whom they hit: each of them ``count`` times, in any order."""
         for _ in range(count):
             for fault in self._rng.sample(list(self.all), len(self.all)):
-                nodes = list(self._cluster.proxies) if fault == CUT_OFF else self._cluster.nodes
+                hit = {CUT_OFF: list(self._cluster.proxies), KILL_METADATA: self._cluster.nodes[:2]}
+                nodes = hit.get(fault, self._cluster.nodes)
                 yield fault, self._rng.choice([node for node in nodes if node.running])
 
     @contextlib.contextmanager
@@ -202,8 +204,8 @@ class Faults:
 
     @contextlib.contextmanager
     def _added(self, _node: Node) -> Iterator[None]:
-        """A new node, up to a few; the cluster keeps it."""
-        if len(self._cluster.nodes) < 8:
+        """Two new nodes, up to a few; the cluster keeps them."""
+        for _ in range(2 if len(self._cluster.nodes) < 8 else 0):
             self._cluster.add()
         yield
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.nodes import FAST
+from tests.cluster.nodes import FAST, chunk_files
 from tests.conftest import MakeMount
-from tests.harness import Node, eventually
+from tests.harness import Node, command, eventually
 from tests.nodeserver.postgres import Postgres
 
 Servers = tuple[Node, Node, Node]
@@ -64,6 +65,28 @@ def test_changes_at_one_server_show_at_another(servers: Servers, make_mount: Mak
     one.sync()
     assert eventually(lambda: os.listdir(other.path) == ["file"], 30, "it shows")
     assert (other.path / "file").read_text() == "content"
+
+
+def test_every_server_tells_what_one_of_them_found(servers: Servers, make_mount: MakeMount) -> None:
+    servers[0].create_bucket("docs")
+    mount = make_mount(servers[0], "docs")
+    (mount.path / "file").write_bytes(os.urandom(200_000))
+    mount.sync()
+    for server in servers:
+        for path in chunk_files(server):
+            path.unlink()
+
+    def run(server: Node) -> str:
+        done = command("nodeserver", "workers", "run", "repair", "--data", server.data)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with ThreadPoolExecutor() as pool:
+        assert all("another server" not in said for said in pool.map(run, servers)), "who asks waits for its turn"
+    for server in servers:
+        done = command("nodeserver", "status", "--data", server.data)
+        assert done.returncode == 1
+        assert "1 chunks cannot be read" in done.stdout
 
 
 def test_one_server_at_a_time_collects_garbage(servers: Servers) -> None:

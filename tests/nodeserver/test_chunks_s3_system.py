@@ -15,7 +15,7 @@ import pytest
 from obstore.store import S3Store as Bucket
 
 from tests.conftest import MakeMount, MakeNode
-from tests.harness import Node, Watchdog, eventually
+from tests.harness import Node, Watchdog, command, eventually
 from tests.nodeserver.seaweed import Seaweed
 
 PREFIX_OF_LARGE = "/chunks/"
@@ -87,6 +87,45 @@ def test_a_tree_survives_the_server_and_damage_is_told(
         mount.sync()
         for name in "damaged", "lost":
             assert (cold.path / "tree" / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_scrub_finds_what_the_store_has_damaged_or_lost(
+    node: Node, seaweed: Seaweed, prefix: str, make_mount: MakeMount, tmp_path: Path
+) -> None:
+    bucket = seaweed.bucket(prefix)
+    mount = make_mount(node, node.create_bucket("files"))
+
+    def orders(*words: str) -> tuple[int, str]:
+        done = command("nodeserver", *words, "--data", node.data)
+        return done.returncode, done.stdout + done.stderr
+
+    contents = {name: os.urandom(200_000) for name in ("good", "damaged", "lost")}
+    objects: dict[str, str] = {}
+    for name, content in contents.items():
+        before = set(large_objects(bucket))
+        (mount.path / name).write_bytes(content)
+        mount.sync()
+        [objects[name]] = set(large_objects(bucket)) - before
+    code, said = orders("workers", "run", "scrub")
+    assert "looked at 3 pieces, 0 were damaged, 0 that are needed cannot be read" in said
+    assert orders("status")[0] == 0
+    data = obstore.get(bucket, objects["damaged"]).bytes().to_bytes()
+    obstore.put(bucket, objects["damaged"], data[:-1] + bytes([data[-1] ^ 1]))
+    obstore.delete(bucket, objects["lost"])
+    node.restart()  # what it was told lately it believes
+    code, said = orders("workers", "run", "scrub")
+    assert "looked at 2 pieces, 1 were damaged, 2 that are needed cannot be read" in said
+    code, said = orders("status")
+    assert code == 1
+    assert "2 chunks cannot be read from the store" in said
+    for name in "damaged", "lost":
+        (mount.path / f"{name} again").write_bytes(contents[name])
+    mount.sync()
+    assert "0 were damaged, 0 that are needed cannot be read" in orders("workers", "run", "scrub")[1]
+    assert orders("status")[0] == 0
+    cold = make_mount(node, "files")
+    for name, content in contents.items():
+        assert (cold.path / name).read_bytes() == content
 
 
 def test_writes_wait_while_the_store_is_away(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nodeserver.chunks.derived import AT_ONCE, Derived, as_oserror
 from nodeserver.chunks.s3.format import NO_PACK
+from nodeserver.protocol.cluster import Held
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -148,6 +149,13 @@ CREATE TABLE note (
         end = bytes([beyond]) if beyond < 256 else b"\xff" * 33
         with as_oserror():
             return [row[0] for row in self._db.execute(query, (bucket, bytes([first]), end, before_ns))]
+
+    def listing(self, bucket: bytes, first: int, beyond: int) -> list[Held]:
+        """The packed chunks with ids from one first byte on and below another."""
+        query = "SELECT id, length, stored_ns FROM chunk WHERE bucket = ? AND id >= ? AND id < ?"
+        end = bytes([beyond]) if beyond < 256 else b"\xff" * 33
+        with as_oserror():
+            return [Held(*row) for row in self._db.execute(query, (bucket, bytes([first]), end))]
 
     def size(self) -> int:
         """The bytes of all packs."""

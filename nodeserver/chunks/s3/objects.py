@@ -127,6 +127,12 @@ class Objects:
                 return
             yield [Entry(one["path"], one["size"], int(one["last_modified"].timestamp() * 1e9)) for one in page]
 
+    async def directories(self) -> Sequence[str]:
+        """The first parts of all keys, up to a slash."""
+        async with self._request(""):
+            found = await obstore.list_with_delimiter_async(self._bucket)
+        return found["common_prefixes"]
+
     @asynccontextmanager
     async def _request(self, key: str) -> AsyncIterator[None]:
         """Around one request: its turn, its deadline, its errors."""

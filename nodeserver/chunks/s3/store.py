@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from nodeserver.chunks.s3.packing import compact, write_pack
 from nodeserver.chunks.s3.recent import Recent
 from nodeserver.chunks.store import SMALL
 from nodeserver.content.codec import CorruptChunk
+from nodeserver.protocol.cluster import Held
 from nodeserver.protocol.wire import MAX_BATCH_BYTES
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ SAMPLE = 64
 MARKER = "nodeserver-chunks"
 """The object that says what everything else in the store is."""
 FORMAT = b'{"format": 1}\n'
+_BUCKET = re.compile("[0-9a-f]{32}")
 
 
 class BadStore(OSError):
@@ -182,6 +185,31 @@ class S3Store(ChunkStore):
             async for page in self._objects.list(prefix):
                 found.update(bytes.fromhex(entry.key.rpartition("/")[2]) for entry in page if entry.time_ns < before_ns)
         return found
+
+    # For who looks at everything.
+
+    async def buckets(self) -> list[bytes]:
+        """The buckets that something is stored of."""
+        found = [_BUCKET.fullmatch(name) for name in await self._objects.directories()]
+        return sorted(bytes.fromhex(match[0]) for match in found if match)
+
+    async def listing(self, bucket: bytes, first: int, beyond: int) -> list[Held]:
+        """All chunks whose ids begin with a byte from ``first`` on and below ``beyond``."""
+        await self._catalogue.refresh(bucket, FRESH, FULL)
+        found = await self._catalogue.ask_slowly(lambda index: index.listing(bucket, first, beyond))
+        for byte in range(first, beyond):
+            async for page in self._objects.list(large_of(bucket, byte)):
+                found += [
+                    Held(bytes.fromhex(entry.key.rpartition("/")[2]), entry.size, entry.time_ns) for entry in page
+                ]
+        return found
+
+    async def inspect(self, bucket: bytes, pieces: Sequence[ChunkId]) -> list[tuple[ChunkId, bytes]]:
+        """As ``read``."""
+        return await self.read(bucket, pieces)
+
+    async def quarantine(self, bucket: bytes, piece: ChunkId) -> None:
+        """Nothing more: a chunk that was found damaged is taken for missing, and stored anew when somebody has it."""
 
     async def compact(self, bucket: bytes, step: Callable[[], Awaitable[None]]) -> int:
         return await compact(self._objects, self._catalogue, bucket, step)
