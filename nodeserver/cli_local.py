@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -34,21 +36,35 @@ def cluster(nodes: int, data: Path, port: int) -> None:
     program = [sys.executable, "-m", "nodeserver", "serve"]
     with contextlib.ExitStack() as stack:
         first = data / "node1"
-        started = [stack.enter_context(_node(program, first, port, "z1"))]
+        started = [(first, stack.enter_context(_node(program, first, port, "z1")))]
         url = (first / ADDRESS).read_text().strip()
         token = DataDir(first.resolve()).keys().mint("join", "join", 3600)
         for number in range(2, nodes + 1):
             options = ["--join", url, "--join-token", token]
             listen = port + number - 1 if port else 0
             place, zone = data / f"node{number}", f"z{(number - 1) % ZONES + 1}"
-            started.append(stack.enter_context(_node(program, place, listen, zone, *options)))
+            started.append((place, stack.enter_context(_node(program, place, listen, zone, *options))))
         click.echo(f"\n{nodes} nodes run. To use them, in another terminal:")
         click.echo(f"  mountfs mount {url} MOUNTPOINT --token-file {first / 'admin.token'}")
         click.echo(f"  nodeserver nodes --data {first}")
         with contextlib.suppress(KeyboardInterrupt):
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-            for process in started:
-                process.wait()
+            _tell_of_ends(started)
+
+
+def _tell_of_ends(started: list[tuple[Path, subprocess.Popen[str]]]) -> None:
+    """Say which nodes end, until all have."""
+    with selectors.DefaultSelector() as ends:
+        for data, process in started:
+            ends.register(os.pidfd_open(process.pid), selectors.EVENT_READ, (data, process))
+        while ends.get_map():
+            for key, _ in ends.select():
+                ends.unregister(key.fd)
+                os.close(key.fd)
+                data, process = key.data
+                code = process.wait()
+                how = f"by signal {-code}" if code < 0 else f"with exit status {code}"
+                click.echo(f"{data}: ended {how}; the others go on, the same command starts all again")
 
 
 @contextlib.contextmanager

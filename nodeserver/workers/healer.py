@@ -95,12 +95,13 @@ class Healer:
             await self._mend_met(bucket, run, done)
         cluster, away, again = await self._present()
         now = (cluster.epoch, time.time() // DAY)
+        silent: set[NodeId] = set()
         if now != self._healed or self.survey.below or self.survey.lost or run.ordered:
             before = done.failed
             silent = await self._mend_all(cluster, away, run, done)
             if done.failed == before and not silent:
                 self._healed = now
-        if done.failed or self.survey.below:
+        if done.failed or self.survey.below or silent:
             again = min(again, AGAIN)
         elif self.survey.lost:
             again = min(again, LOOK)
