@@ -1,5 +1,5 @@
 """``python -m nodeserver``."""
 
-from nodeserver.cli import main
+from nodeserver.cli.main import main
 
 main()

@@ -14,12 +14,10 @@ import msgspec
 from nodeserver.access.secrets import read_or_create, replace
 from nodeserver.access.tokens import Keys
 from nodeserver.chunks.disk import make_dir
+from nodeserver.layout import ADDRESS, ADMIN_TOKEN
 from nodeserver.metadata.migrations import NewerFormat
 from nodeserver.protocol.ids import new_id
 
-ADMIN_TOKEN = "admin.token"  # noqa: S105 - a file
-ADDRESS = "address"
-"""The file with the URL that the server was reached at when it started last."""
 JOINED = "cluster.json"
 """The file that a node without metadata keeps what it knows of its cluster in."""
 FORMAT = 1

@@ -13,7 +13,7 @@ import click
 import pytest
 
 import mountfs.cli.main
-import nodeserver.cli
+import nodeserver.cli.main
 from mountfs.cli import options, settings
 from mountfs.errors import Busy, MountError, NotMounted, Pending
 from tests.harness import BIN
@@ -38,7 +38,7 @@ def manual(name: str) -> str:
 
 
 def commands() -> Iterator[tuple[str, str, click.Command]]:
-    for program, root in (("mountfs", mountfs.cli.main.main), ("nodeserver", nodeserver.cli.main)):
+    for program, root in (("mountfs", mountfs.cli.main.main), ("nodeserver", nodeserver.cli.main.main)):
         for path, command in walk(root):
             yield program, " ".join(path), command
 

@@ -22,7 +22,16 @@ def start(tmp_path: Path) -> Iterator[Start]:
     made: list[subprocess.Popen[str]] = []
 
     def run() -> subprocess.Popen[str]:
-        words: list[str | Path] = [BIN / "nodeserver", "cluster", "--nodes", "3", "--port", "0", "--data", tmp_path / "site"]
+        words: list[str | Path] = [
+            BIN / "nodeserver",
+            "cluster",
+            "--nodes",
+            "3",
+            "--port",
+            "0",
+            "--data",
+            tmp_path / "site",
+        ]
         made.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
         return made[-1]
 

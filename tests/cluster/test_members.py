@@ -133,4 +133,5 @@ def test_weights_and_workers_are_set_from_the_command_line(make_cluster: MakeClu
     assert code == 0, said
     assert "at most" in said
     code, said = cluster.command("workers", "throttle", "rebalance", "0")
+    assert code == 0, said
     assert "at most" not in said

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from nodeserver.cli import main
+from nodeserver.cli.main import main
 from nodeserver.durability import DAY, YEAR, Cluster, ImpossibleCluster, Step, mean_years, model
 from nodeserver.placement.scheme import parse_scheme
 

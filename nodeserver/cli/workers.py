@@ -7,8 +7,8 @@ from datetime import datetime
 import click
 import msgspec
 
-from nodeserver.cli_chunks import Size
-from nodeserver.cli_target import Server, size, target
+from nodeserver.cli.target import Server, target
+from nodeserver.cli.units import Size, size
 from nodeserver.client import Client
 from nodeserver.protocol.wire import Workers, WorkerStatus
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import click
 
-from nodeserver.datadir import ADDRESS, DataDir
+from nodeserver.datadir import DataDir
+from nodeserver.layout import ADDRESS
 
 ZONES = 3
 

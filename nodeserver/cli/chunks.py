@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
@@ -10,8 +9,6 @@ import click
 from nodeserver.chunks import ChunkStore, DiskStore
 from nodeserver.chunks.disk import make_dir
 from nodeserver.chunks.s3 import Address, S3Store, UnusableAddress
-
-UNITS = {"K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 
 
 class ChunksAddress(click.ParamType[Address]):
@@ -24,20 +21,6 @@ class ChunksAddress(click.ParamType[Address]):
             return Address.parse(str(value))
         except UnusableAddress as error:
             self.fail(str(error), param, context)
-
-
-class Size(click.ParamType[int]):
-    """A number of bytes, written as ``500G`` or ``2TiB``."""
-
-    name = "size"
-
-    def convert(self, value: object, param: click.Parameter | None, context: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+)([KMGTP])(?:iB)?", str(value))
-        if found is None:
-            self.fail(f"{value!r} is not a size such as 500G or 2TiB", param, context)
-        return int(found[1]) << UNITS[found[2]]
 
 
 async def open_chunks(data: Path, address: Address | None, capacity: int | None) -> ChunkStore:

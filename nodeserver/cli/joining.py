@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from nodeserver import __version__
+from nodeserver.cli.failures import EXIT_USAGE, Failure
 from nodeserver.client import ClientError, connect
 from nodeserver.client.errors import InvalidUrl
 from nodeserver.datadir import DataDir, Joined
-from nodeserver.failures import EXIT_USAGE, Failure
 from nodeserver.http.assembly import Standing
 from nodeserver.protocol.cluster import Member
 

@@ -7,7 +7,8 @@ import time
 import click
 import msgspec
 
-from nodeserver.cli_target import Server, size, target
+from nodeserver.cli.target import Server, target
+from nodeserver.cli.units import duration, size
 from nodeserver.client import Client
 from nodeserver.protocol.cluster import ClusterStatus, MovePreview, NodeChange, Nodes, NodeStatus
 
@@ -111,7 +112,7 @@ def _moves(preview: MovePreview, known: Nodes) -> list[str]:
     if preview.lost:
         lines.append(f"warning: {about}{preview.lost} chunks are on no node that stays, and would be LOST")
     if preview.seconds:
-        lines.append(f"at the present throttle of the worker rebalance: {_duration(preview.seconds)}")
+        lines.append(f"at the present throttle of the worker rebalance: {duration(preview.seconds)}")
     return lines
 
 
@@ -119,15 +120,15 @@ def _health(found: ClusterStatus) -> list[str]:
     lines = ["healthy" if found.healthy else "not healthy", f"{found.up} of {found.nodes} nodes are up"]
     lines += [f"- {problem}" for problem in found.problems]
     if found.seconds:
-        lines.append(f"repairs are through in about {_duration(found.seconds)}")
+        lines.append(f"repairs are through in about {duration(found.seconds)}")
     if found.surveyed_ns:
-        lines.append(f"all chunks were looked at {_duration(time.time() - found.surveyed_ns / 1e9)} ago")
+        lines.append(f"all chunks were looked at {duration(time.time() - found.surveyed_ns / 1e9)} ago")
     return lines
 
 
 def _row(one: NodeStatus) -> tuple[str, ...]:
     member = one.member
-    seen = f"{_duration(time.time() - one.last_seen_ns / 1e9)} ago" if one.last_seen_ns else "never"
+    seen = f"{duration(time.time() - one.last_seen_ns / 1e9)} ago" if one.last_seen_ns else "never"
     used, free = size(member.used_bytes), size(member.free_bytes)
     zone = f"{member.region}/{member.zone}" if member.region else member.zone or "-"
     shown = (_name(one), one.state, zone, ",".join(member.roles), f"{member.weight:g}", used, free)
@@ -136,13 +137,6 @@ def _row(one: NodeStatus) -> tuple[str, ...]:
 
 def _name(one: NodeStatus) -> str:
     return one.member.id.hex()[-8:]
-
-
-def _duration(seconds: float) -> str:
-    for length, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0, seconds):.0f} s"
 
 
 def _json(value: msgspec.Struct) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
+from nodeserver.cli.failures import EXIT_USAGE, Failure, failures
 from nodeserver.datadir import hold
-from nodeserver.failures import EXIT_USAGE, Failure, failures
 from nodeserver.metadata import moving
 from nodeserver.metadata.dumpfile import BadDump
 

@@ -13,7 +13,7 @@ import click
 
 from nodeserver.client import Client, ClientError, connect
 from nodeserver.client.errors import InvalidUrl
-from nodeserver.datadir import ADDRESS, ADMIN_TOKEN
+from nodeserver.layout import ADDRESS, ADMIN_TOKEN
 
 T = TypeVar("T")
 
@@ -66,12 +66,3 @@ def _server(data: Path | None, url: str | None, token_file: Path | None) -> Serv
         return Server(str(url), token_file.read_text().strip())
     except OSError as error:
         raise click.ClickException(f"{error.filename}: {error.strerror}; does a server run there?") from error
-
-
-def size(count: float) -> str:
-    """A number of bytes for people."""
-    units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    while count >= 1024 and len(units) > 1:
-        count /= 1024
-        del units[0]
-    return f"{count:.0f} B" if units[0] == "B" else f"{count:.1f} {units[0]}"

@@ -1,11 +1,10 @@
-"""The ``nodeserver`` command."""
+"""``nodeserver serve``: its options."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
 import logging
-import re
 import sys
 import tomllib
 from functools import partial
@@ -13,44 +12,17 @@ from pathlib import Path
 
 import click
 
-from nodeserver import __version__
-from nodeserver.access.tokens import Right
 from nodeserver.chunks.s3 import Address
-from nodeserver.cli_chunks import ChunksAddress, Size, open_chunks
-from nodeserver.cli_cluster import node, nodes, status
-from nodeserver.cli_durability import durability
-from nodeserver.cli_local import cluster
-from nodeserver.cli_metadata import metadata as metadata_group
-from nodeserver.cli_serve import Plan, run
-from nodeserver.cli_workers import workers
-from nodeserver.datadir import DataDir, hold
-from nodeserver.failures import EXIT_USAGE, Failure, failures
+from nodeserver.cli.chunks import ChunksAddress, open_chunks
+from nodeserver.cli.failures import EXIT_USAGE, Failure, failures
+from nodeserver.cli.joining import join_token as find_join_token
+from nodeserver.cli.serving import Plan, run
+from nodeserver.cli.units import Duration, Size
+from nodeserver.datadir import hold
 from nodeserver.http.assembly import Standing
-from nodeserver.joining import join_token as find_join_token
 from nodeserver.workers.schedule import Times
 
 DEFAULT_LISTEN = "127.0.0.1:7070"
-DAY = 86_400.0
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
-
-
-@click.group()
-@click.version_option(__version__)
-def main() -> None:
-    """Keeps the files of mountfs: chunks on disk, metadata in a database, both over HTTP.
-
-    Exit codes: 0 stopped in order; 1 failed; 2 wrong usage or configuration; 3 the data directory is in use;
-    4 the data directory was written by a newer release; 5 the address cannot be listened on.
-    """
-
-
-main.add_command(durability)
-main.add_command(metadata_group)
-main.add_command(workers)
-main.add_command(nodes)
-main.add_command(node)
-main.add_command(status)
-main.add_command(cluster)
 
 
 def _load_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
@@ -83,19 +55,7 @@ _data = click.option(
 )
 
 
-class Duration(click.ParamType[float]):
-    """A time in seconds, written as ``90s``, ``15m``, ``6h`` or ``2d``."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, context: click.Context | None) -> float:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(value))
-        if found is None:
-            self.fail(f"{value!r} is not a time such as 90s, 15m, 6h or 2d", param, context)
-        return float(found[1]) * UNITS[found[2]]
-
-
-@main.command("serve")
+@click.command("serve")
 @_data
 @click.option("--listen", default=DEFAULT_LISTEN, show_default=True, metavar="HOST:PORT", help="Port 0 picks one.")
 @click.option("--metadata", metavar="URL", help="The metadata database.  [default: SQLite in the data directory]")
@@ -177,7 +137,7 @@ class Duration(click.ParamType[float]):
     "--beat", type=Duration(), default="3s", show_default=True, metavar="TIME", help="Between two signs of life."
 )
 @_config
-def serve_command(
+def command(
     data: Path,
     listen: str,
     metadata: str | None,
@@ -221,29 +181,6 @@ def serve_command(
         joining = (join, find_join_token(join_token, join_token_file)) if join else None
         plan = Plan(host, port, metadata, store, Times(**times), standing, joining)
         asyncio.run(run(directory, plan))
-
-
-@main.command()
-@click.argument("kind", type=click.Choice(["join"]), required=False)
-@_data
-@click.option("--subject", default="user", show_default=True, help="Who the token is for; shown as author of versions.")
-@click.option("--right", type=click.Choice(["admin", "read"]), default="read", show_default=True)
-@click.option(
-    "--days",
-    type=click.FloatRange(min=0, min_open=True),
-    help="How long it is valid.  [default: for ever; a join token a day]",
-)
-def token(kind: str | None, data: Path, subject: str, right: Right, days: float | None) -> None:
-    """Print a new token for the server on a data directory; it may be running.
-
-    With join, one that makes another server a node of the cluster (serve --join), and nothing else.
-    """
-    if kind == "join":
-        subject, right, days = "join", "join", days or 1.0
-    if not (data / "signing.key").exists():
-        raise Failure(f"{data} is not the data directory of a server")
-    with failures():
-        click.echo(DataDir(data.resolve()).keys().mint(subject, right, days * DAY if days else None))
 
 
 def _address(listen: str) -> tuple[str, int]:

@@ -10,11 +10,11 @@ import click
 
 from nodeserver.chunks import ChunkStore
 from nodeserver.chunks.store import DiskStore
+from nodeserver.cli.failures import EXIT_ADDRESS, EXIT_USAGE, Failure
+from nodeserver.cli.joining import join
 from nodeserver.datadir import DataDir
-from nodeserver.failures import EXIT_ADDRESS, EXIT_USAGE, Failure
 from nodeserver.http.assembly import Standing, for_chunks, with_metadata
 from nodeserver.http.server import bind, serve, url_of
-from nodeserver.joining import join
 from nodeserver.metadata.errors import RemovedNode
 from nodeserver.metadata.secrets import common
 from nodeserver.metadata.store import Metadata

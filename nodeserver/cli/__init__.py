@@ -1,0 +1,1 @@
+"""The ``nodeserver`` command, a module a verb."""
