@@ -271,12 +271,19 @@ class Healer:
         run: Run,
         done: Done,
     ) -> set[ChunkId]:
-        """Make pieces of chunks on nodes; the chunks of which one could not be made."""
-        contents = await self._store.cluster.gather(bucket.id, chunks)
-        failed = chunks.keys() - contents.keys()
+        """Make pieces of chunks on nodes; the chunks of which one could not be made.
+
+        What some node has is copied. Only what nobody has is made from the whole chunk.
+        """
+        sources = _sources(chunks)
+        wanted = {piece: sources[piece] for pieces in make.values() for _, piece in pieces if piece in sources}
+        copies = await self._store.cluster.pieces(bucket.id, wanted)
+        lacking = {chunk for chunk, pieces in make.items() if any(piece not in copies for _, piece in pieces)}
+        contents = await self._store.cluster.gather(bucket.id, {chunk: chunks[chunk] for chunk in lacking})
+        failed = lacking - contents.keys()
         if failed:
             log.warning("bucket %s: %d chunks cannot be read to be repaired", bucket.name, len(failed))
-        made = await asyncio.to_thread(_pieces, contents, make)
+        made = await asyncio.to_thread(_pieces, contents, copies, make)
 
         async def send(node: NodeId, pieces: list[tuple[PieceId, Buffer]]) -> None:
             try:
@@ -363,18 +370,33 @@ def _groups(chunks: Iterable[tuple[ChunkId, Holders]]) -> Iterator[Group]:
         yield group
 
 
+def _sources(chunks: Group) -> dict[PieceId, list[NodeId]]:
+    """Who has each piece of some chunks."""
+    found: defaultdict[PieceId, list[NodeId]] = defaultdict(list)
+    for holders in chunks.values():
+        for node, pieces in holders.items():
+            for held in pieces:
+                found[held.piece].append(node)
+    return found
+
+
 def _pieces(
-    contents: Mapping[ChunkId, Buffer], make: Mapping[ChunkId, Sequence[tuple[NodeId, PieceId]]]
+    contents: Mapping[ChunkId, Buffer],
+    copies: Mapping[PieceId, Buffer],
+    make: Mapping[ChunkId, Sequence[tuple[NodeId, PieceId]]],
 ) -> dict[NodeId, list[tuple[PieceId, Buffer]]]:
     """What to send to each node. Takes processor time where there are fragments to make."""
     made: defaultdict[NodeId, list[tuple[PieceId, Buffer]]] = defaultdict(list)
-    for chunk, stored in contents.items():
+    for chunk, pieces in make.items():
         fragments: Sequence[Buffer] = ()
-        for node, piece in make[chunk]:
-            fragment = fragment_of(piece)
-            if fragment and not fragments:
-                fragments = split(stored, fragment.data, fragment.parity)
-            made[node].append((piece, fragments[fragment.number] if fragment else stored))
+        for node, piece in pieces:
+            if (copy := copies.get(piece)) is not None:
+                made[node].append((piece, copy))
+            elif (stored := contents.get(chunk)) is not None:
+                fragment = fragment_of(piece)
+                if fragment and not fragments:
+                    fragments = split(stored, fragment.data, fragment.parity)
+                made[node].append((piece, fragments[fragment.number] if fragment else stored))
     return made
 
 

@@ -20,11 +20,12 @@ from nodeserver.client.connection import Buffer
 from nodeserver.client.errors import ClientError, DeadlineExceeded, QuorumLost, Unreachable, refused
 from nodeserver.client.peer import Peer
 from nodeserver.content.codec import open_chunk, verify
+from nodeserver.content.erasure import verify as verify_fragment
 from nodeserver.placement.map import ClusterMap, Node, NodeId, State
 from nodeserver.placement.scheme import Erasure, Replicate, Scheme, chunk_scheme, copies_instead
 from nodeserver.protocol.cluster import CHUNKS, MAX_FIND, Held
 from nodeserver.protocol.errors import Code
-from nodeserver.protocol.pieces import fragment_of
+from nodeserver.protocol.pieces import PieceId, fragment_of
 from nodeserver.protocol.wire import ChunkId
 
 DEADLINE = 60.0
@@ -251,6 +252,16 @@ class Cluster:
         found, _ = await self._assemble(bucket, held, _verified)
         return found
 
+    async def pieces(self, bucket: bytes, sources: Mapping[PieceId, Collection[NodeId]]) -> dict[PieceId, Buffer]:
+        """Pieces as they are stored, verified, from nodes that are known to have them.
+
+        Those that cannot be had are not among them.
+        """
+        race = Race(self._roster, bucket, _verified_piece)
+        nodes = {piece: self._roster.nearest(map(self.map.node, holders)) for piece, holders in sources.items()}
+        await race.run(nodes)
+        return race.found
+
     async def _from_anywhere(self, bucket: bytes, ids: Sequence[ChunkId], opened: Opened[T]) -> dict[ChunkId, T]:
         located = await self.locate(bucket, ids)
         found, bad = await self._assemble(bucket, located.held, opened)
@@ -321,6 +332,14 @@ def _unreadable(lost: Sequence[ChunkId], located: Located) -> ClientError:
 
 def _verified(_chunk: ChunkId, stored: Buffer) -> Buffer:
     verify(stored)
+    return stored
+
+
+def _verified_piece(piece: PieceId, stored: Buffer) -> Buffer:
+    if fragment_of(piece):
+        verify_fragment(stored)
+    else:
+        verify(stored)
     return stored
 
 
