@@ -67,6 +67,7 @@ async def _serve(config: MountConfig, context: Context, ready: Callable[[], None
         await _attach(config, engine, context.client)
         engine.start()
         fs = FileSystem(engine, config.options)
+        await engine.caught_up()
         gc.freeze()  # what is there now stays; scanning it again and again doubles the time of a large listing
         gc.set_threshold(GC_THRESHOLD)
         try:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 FEED_WAIT = 25.0
 """Seconds the server holds a request for changes that are not there yet."""
 FEED_RETRY_FIRST, FEED_RETRY_MOST = 0.5, 15.0
+CATCH_UP = 1.0
+"""Seconds that a mount takes at most, before it is there, to learn what changed while it was not."""
 
 
 class Engine:
@@ -38,12 +40,20 @@ class Engine:
         self._committers: dict[int, Committer] = {}
         self._reconnected = trio.Event()
         self._scopes: dict[int, trio.CancelScope] = {}
+        self._looked: dict[int, trio.Event] = {}
+        """By bucket: set when it was asked for changes once, whatever came of it."""
 
     def start(self) -> None:
         """Take care of every bucket that is known."""
         self.context.client.observe(self._observed)
         self._nursery.start_soon(self.context.nodes.run)
         self._watch_all()
+
+    async def caught_up(self) -> None:
+        """Return when every bucket shows what others did until now, if the server answers within ``CATCH_UP``."""
+        with trio.move_on_after(CATCH_UP):
+            for looked in list(self._looked.values()):
+                await looked.wait()
 
     def _observed(self, state: State) -> None:
         """The server is there again: nothing waits any longer."""
@@ -60,12 +70,13 @@ class Engine:
         """Take care of one more bucket."""
         if bucket.id not in self._committers:
             scope = self._scopes[bucket.id] = trio.CancelScope()
+            self._looked[bucket.id] = trio.Event()
             self._committers[bucket.id] = Committer(self.context, self.uploads, bucket)
             self._nursery.start_soon(self._care, bucket, scope)
 
     def _unwatch(self, row_id: int) -> None:
         self._scopes.pop(row_id).cancel()
-        del self._committers[row_id]
+        del self._committers[row_id], self._looked[row_id]
 
     async def _care(self, bucket: BucketState, scope: trio.CancelScope) -> None:
         with scope:
@@ -75,7 +86,8 @@ class Engine:
 
     async def _follow(self, bucket: BucketState) -> None:
         """Apply what others change, as it happens."""
-        delay, wait = FEED_RETRY_FIRST, FEED_WAIT
+        delay, wait = FEED_RETRY_FIRST, 0.0
+        looked = self._looked[bucket.id]
         while True:
             try:
                 changes = await self.context.client.changes(bucket.name, bucket.seq, wait)
@@ -86,13 +98,17 @@ class Engine:
                 if isinstance(error, Refused) and error.code is Code.HISTORY_GONE:
                     await self._start_over(bucket)
                     continue
+                looked.set()
                 log.debug("change feed of bucket %s: %s", bucket.name, error)
                 with trio.move_on_after(delay * (0.5 + random.random())):  # noqa: S311
                     await self._reconnected.wait()
                 # The next request may be the one that finds the server back: its answer must not wait for changes.
                 delay, wait = min(delay * 2, FEED_RETRY_MOST), 0.0
                 continue
-            delay, wait = FEED_RETRY_FIRST, FEED_WAIT
+            if not changes.commits:
+                looked.set()
+                wait = FEED_WAIT
+            delay = FEED_RETRY_FIRST
 
     async def _start_over(self, bucket: BucketState) -> None:
         try:

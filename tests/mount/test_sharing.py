@@ -40,6 +40,21 @@ def test_two_mounts_of_a_bucket_see_each_others_changes_within_seconds(node: Nod
     eventually(lambda: not (two / "renamed/file").exists(), SECONDS)
 
 
+def test_a_mount_that_comes_back_shows_what_was_changed_meanwhile(node: Node, make_mount: MakeMount) -> None:
+    node.create_bucket(BUCKET)
+    one, two = make_mount(node, BUCKET), make_mount(node, BUCKET)
+    (one.path / "directory").mkdir()
+    one.sync()
+    for number in range(5):
+        assert len(eventually(lambda: os.listdir(two.path), SECONDS)) == 1
+        assert len(os.listdir(two.path / "directory")) == number
+        two.stop()
+        (one.path / f"directory/file{number}").write_text("made while it was away")
+        one.sync()
+        two.start()
+        assert (two.path / f"directory/file{number}").read_text() == "made while it was away"
+
+
 def test_content_that_was_read_before_is_seen_when_it_changes_elsewhere(node: Node, make_mount: MakeMount) -> None:
     one, two = mounts(node, make_mount)
     body = bytearray(os.urandom(300_000))
