@@ -15,6 +15,7 @@ from mountfs.local.database import Database
 from nodeserver.client import Client, ClientError, Refused, refused
 from nodeserver.client.cluster import Cluster, ClusterMap, Node, Place, State, unpack_map
 from nodeserver.client.http_peer import HttpPeer
+from nodeserver.client.maps import told
 from nodeserver.content.codec import CorruptChunk, open_chunk
 from nodeserver.protocol.cluster import CHUNKS, MAX_FIND, METADATA
 from nodeserver.protocol.errors import Code
@@ -81,9 +82,9 @@ class Nodes:
             if refusal.code is Code.NO_ROUTE:
                 return
             raise
-        if not answer.map:
+        found = told(answer)
+        if found is None:
             return
-        found = unpack_map(answer.map)
         with self._db.transaction():
             self._db.set_meta(MAP, answer.map)
         self._follow(found)

@@ -12,8 +12,10 @@ import msgspec
 from nodeserver.client.breaker import Breaker
 from nodeserver.client.connection import Buffer
 from nodeserver.client.errors import ClientError, DeadlineExceeded, Refused, Unreachable
+from nodeserver.client.maps import told
 from nodeserver.client.node import Node
 from nodeserver.client.retry import retried
+from nodeserver.protocol.cluster import METADATA, ClusterAnswer
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.wire import MSGPACK
 
@@ -26,7 +28,8 @@ T = TypeVar("T")
 class Servers:
     """As one :class:`~nodeserver.client.node.Node`. All its calls can be repeated without harm, at any server.
 
-    The first URL stays a candidate whatever is learnt: it is the one that somebody typed. Raises as ``Node``.
+    The first URL stays a candidate whatever is learnt: it is the one that somebody typed. A node there that keeps
+    chunks alone is asked which servers have metadata. Raises as ``Node``.
     """
 
     def __init__(self, url: str, token: str, transport: httpx.AsyncBaseTransport) -> None:
@@ -98,6 +101,7 @@ class Servers:
                 return await (attempt() if once or len(self._nodes) == 1 else _limited(attempt, min(TRY, deadline / 2)))
             except Refused as refusal:
                 if refusal.code is Code.NO_METADATA:
+                    await self._learn(node)
                     self._next(node)
                     raise Unreachable(f"{node.url} keeps no metadata") from refusal
                 if refusal.transient:
@@ -110,10 +114,21 @@ class Servers:
 
         return await retried(request, self.breaker, deadline, once=once)
 
+    async def _learn(self, node: Node) -> None:
+        """Ask a node that keeps chunks alone for the servers with metadata, unless they are known."""
+        if len(self._nodes) == 1:
+            found = told(await node.request("GET", "cluster", _answered)())
+            if found is not None:
+                self.follow([one.url for one in found.serving(METADATA)])
+
     def _next(self, failed: Node) -> None:
         """Ask another server from now on, unless somebody has turned to another already."""
         if self._nodes[self._current] is failed:
             self._current = (self._current + 1) % len(self._nodes)
+
+
+def _answered(data: Buffer) -> ClusterAnswer:
+    return msgspec.msgpack.decode(data, type=ClusterAnswer)
 
 
 async def _limited(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:

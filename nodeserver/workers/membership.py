@@ -11,10 +11,11 @@ from contextlib import asynccontextmanager
 from sqlalchemy.exc import SQLAlchemyError
 
 from nodeserver.client import Client, ClientError, Refused
+from nodeserver.client.maps import told
 from nodeserver.metadata import members
 from nodeserver.metadata.errors import RemovedNode, Unavailable
 from nodeserver.metadata.store import Metadata
-from nodeserver.placement.map import ClusterMap, NodeId, unpack
+from nodeserver.placement.map import ClusterMap, NodeId
 from nodeserver.protocol.cluster import METADATA, Beat, Member
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.wire import ChunkId
@@ -162,5 +163,5 @@ class ChunkMember(Membership):
     async def _give(self, beat: Beat) -> None:
         # Soon enough for another server to hear of it before this node is taken for down.
         answer = await self._client.beat(beat, deadline=max(3 * self._beat, 1.0))
-        if answer.map:
-            self.follow(unpack(answer.map))
+        if (found := told(answer)) is not None:
+            self.follow(found)

@@ -41,9 +41,16 @@ def test_nodes_join_and_every_one_serves_the_map(make_cluster: MakeCluster) -> N
 
 def test_a_node_that_keeps_chunks_alone_says_so(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(2)
-    refused = asked(cluster.nodes[1], "/buckets")
+    keeper = cluster.nodes[1]
+    refused = asked(keeper, "/buckets")
     assert refused.status_code == 421
     assert refused.json()["type"].endswith("no-metadata")
+    # Who comes with its address is told of the others.
+    done = command("nodeserver", "status", "--url", keeper.url, "--token-file", cluster.first.token_file)
+    assert "2 of 2 nodes are up" in done.stdout, done.stderr
+    cluster.first.create_bucket("docs")
+    done = command("mountfs", "bucket", "list", "--url", keeper.url, "--token-file", cluster.first.token_file)
+    assert "docs" in done.stdout, done.stderr
 
 
 def test_a_node_comes_back_without_joining_again_at_another_address(make_cluster: MakeCluster) -> None:
