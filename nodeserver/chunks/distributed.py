@@ -89,7 +89,7 @@ class DistributedStore(ChunkStore):
         here = {held.piece for held in await self._local.find(bucket, ids)}
         if not (rest := [chunk for chunk in ids if chunk not in here]):
             return []
-        found = await self.cluster.locate(bucket, rest)
+        found = await self.cluster.locate_readable(bucket, rest)
         missing = [chunk for chunk in rest if not readable(found.held.get(chunk, {}))]
         if missing and len(found.silent) >= self.cluster.scheme((await self.place(bucket)).redundancy).quorum:
             raise StoreUnavailable(errno.EIO, f"{len(found.silent)} nodes do not answer")

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from nodeserver.client.cluster import Cluster, Node, Place
+from nodeserver.client.cluster.cluster import PATIENCE
 from nodeserver.client.errors import ClientError, QuorumLost, Refused
 from nodeserver.content.codec import chunk_id, encode
 from nodeserver.placement.map import State, make_map
@@ -114,6 +115,17 @@ async def test_reads_survive_the_loss_of_two_nodes(setting: str, mode: Mode) -> 
             here.peers = dict([*list(here.peers.items())[1:], next(iter(here.peers.items()))])
         if mode == "lying":
             assert here.reported
+
+
+@pytest.mark.parametrize("setting", ["replicate:3:2", "erasure:3+2"])
+@both
+async def test_who_reads_does_not_wait_for_nodes_that_are_silent(setting: str) -> None:
+    async with site(5) as here:
+        place = Place(BUCKET, setting)
+        plain = await here.store(place)
+        here.set("silent", 2)
+        found = await here.cluster.open(place, KEY, list(plain), deadline=PATIENCE - 0.5)
+        assert dict(found) == plain
 
 
 @both

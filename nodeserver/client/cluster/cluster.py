@@ -25,7 +25,7 @@ from nodeserver.placement.map import ClusterMap, Node, NodeId, State
 from nodeserver.placement.scheme import Erasure, Replicate, Scheme, chunk_scheme, copies_instead
 from nodeserver.protocol.cluster import CHUNKS, MAX_FIND, Held
 from nodeserver.protocol.errors import Code
-from nodeserver.protocol.pieces import PieceId, fragment_of
+from nodeserver.protocol.pieces import PieceId, fragment_of, readable
 from nodeserver.protocol.wire import ChunkId
 
 DEADLINE = 60.0
@@ -52,10 +52,14 @@ class Place(NamedTuple):
     """The bucket's setting; empty: as many copies as there are nodes, three at most."""
 
 
+Holdings = dict[ChunkId, dict[NodeId, list[Held]]]
+"""The pieces of chunks, by node."""
+
+
 class Located(NamedTuple):
     """Which nodes have pieces of some chunks."""
 
-    held: dict[ChunkId, dict[NodeId, list[Held]]]
+    held: Holdings
     silent: set[NodeId]
     """Nodes that did not answer."""
 
@@ -162,19 +166,31 @@ class Cluster:
         for chunk in ids:
             for home in {node.id for placement in placements for node in placement.home(chunk)}:
                 asked.setdefault(home, []).append(chunk)
-        held = (await self._find(place.bucket, asked, deadline)).held
-        return [chunk for chunk in ids if not _acknowledged(scheme, _pieces(held.get(chunk, {})))]
+
+        def missing(held: Holdings) -> list[ChunkId]:
+            return [chunk for chunk in ids if not _acknowledged(scheme, _pieces(held.get(chunk, {})))]
+
+        return missing((await self._find(place.bucket, asked, deadline, lambda held: not missing(held))).held)
 
     async def locate(self, bucket: bytes, chunks: Sequence[ChunkId], *, deadline: float | None = None) -> Located:
         """Who has what of some chunks; every node is asked that may have something."""
-        return await self._find(bucket, {node.id: chunks for node in self.map.serving(CHUNKS)}, deadline)
+        return await self._find(bucket, self._everywhere(chunks), deadline)
+
+    async def locate_readable(self, bucket: bytes, chunks: Sequence[ChunkId]) -> Located:
+        """Who has what of some chunks; without waiting for all when every chunk can be had from those that answered."""
+        return await self._find(bucket, self._everywhere(chunks), None, partial(_all_readable, chunks))
+
+    def _everywhere(self, chunks: Sequence[ChunkId]) -> dict[NodeId, Sequence[ChunkId]]:
+        return {node.id: chunks for node in self.map.serving(CHUNKS)}
 
     async def _find(
         self,
         bucket: bytes,
         asked: Mapping[NodeId, Sequence[ChunkId]],
         deadline: float | None,
+        enough: Callable[[Holdings], bool] = lambda _: False,
     ) -> Located:
+        """What nodes have; without those that take longer than it takes until there is ``enough``."""
         found = Located({}, set())
         seconds = PATIENCE if deadline is None else min(deadline, PATIENCE)
 
@@ -192,6 +208,8 @@ class Cluster:
             if scope.cancelled_caught:
                 self._roster.avoid(target, AVOID_SILENT)
                 found.silent.add(node)
+            elif enough(found.held):
+                tasks.cancel_scope.cancel()
 
         async with anyio.create_task_group() as tasks:
             for node, chunks in asked.items():
@@ -263,11 +281,15 @@ class Cluster:
         return race.found
 
     async def _from_anywhere(self, bucket: bytes, ids: Sequence[ChunkId], opened: Opened[T]) -> dict[ChunkId, T]:
-        located = await self.locate(bucket, ids)
-        found, bad = await self._assemble(bucket, located.held, opened)
+        """From the first nodes that say that they have enough; if that does not do, from all."""
+        found, bad = await self._assemble(bucket, (await self.locate_readable(bucket, ids)).held, opened)
+        if rest := [chunk for chunk in ids if chunk not in found]:
+            located = await self.locate(bucket, rest)
+            more, worse = await self._assemble(bucket, located.held, opened)
+            found, bad = found | more, bad | worse
         if bad:
             self._repair(bucket, list(bad))
-        if lost := [chunk for chunk in ids if chunk not in found]:
+        if lost := [chunk for chunk in rest if chunk not in found]:
             raise _unreadable(lost, located)
         return found
 
@@ -318,6 +340,10 @@ def _acknowledged(scheme: Scheme, pieces: Collection[Held]) -> bool:
         if fragment := fragment_of(piece.piece):
             codes.setdefault(fragment[:2], set()).add(fragment.number)
     return any(len(numbers) > data for (data, _), numbers in codes.items())
+
+
+def _all_readable(chunks: Sequence[ChunkId], held: Holdings) -> bool:
+    return all(readable(piece.piece for piece in _pieces(held.get(chunk, {}))) for chunk in chunks)
 
 
 def _unreadable(lost: Sequence[ChunkId], located: Located) -> ClientError:
