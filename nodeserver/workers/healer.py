@@ -8,18 +8,14 @@ what is left over. Nothing is deleted before the nodes that should have the chun
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from itertools import groupby
 
 from nodeserver.chunks.distributed import DistributedStore, readable, stored_size
-from nodeserver.client.connection import Buffer
 from nodeserver.client.errors import ClientError
-from nodeserver.content.erasure import split
 from nodeserver.metadata import members, repairs, surveys
 from nodeserver.metadata.buckets import BucketRow
 from nodeserver.metadata.store import Metadata
@@ -28,9 +24,10 @@ from nodeserver.placement.healing import Plan, plan
 from nodeserver.placement.map import ClusterMap, Node, NodeId, State
 from nodeserver.placement.rendezvous import Placement
 from nodeserver.placement.scheme import Scheme, bucket_scheme, chunk_scheme
-from nodeserver.protocol.cluster import Held
-from nodeserver.protocol.pieces import PieceId, chunk_of, fragment_of
+from nodeserver.protocol.pieces import PieceId, chunk_of
 from nodeserver.protocol.wire import ChunkId
+from nodeserver.workers import making
+from nodeserver.workers.making import Done, Group, Holders
 from nodeserver.workers.references import References, ranges
 from nodeserver.workers.registry import Outcome, Run
 
@@ -38,8 +35,6 @@ HINTS = 500
 """Chunks repaired between two looks at what waits."""
 ENDANGERED = 100_000
 """Chunks remembered of one look at all of them, to be repaired in the order of their danger."""
-GROUP, GROUP_BYTES = 256, 8 << 20
-"""Chunks healed together, at most, and their bytes, but for a single larger one."""
 AGAIN = 60.0
 """Seconds until what could not be repaired is tried again."""
 LOOK = 600.0
@@ -47,18 +42,6 @@ LOOK = 600.0
 DAY = 86_400.0
 
 log = logging.getLogger(__name__)
-
-Holders = dict[NodeId, list[Held]]
-Group = dict[ChunkId, Holders]
-
-
-@dataclass
-class Done:
-    """What a run came to."""
-
-    made: int = 0
-    dropped: int = 0
-    failed: int = 0
 
 
 class Healer:
@@ -124,7 +107,7 @@ class Healer:
                 whole = whole and not silent
                 # What cannot be read is of no use, or repair tells of it.
                 sound = ((chunk, holders) for chunk, holders in found if readable(holders))
-                for group in _groups(sound):
+                for group in making.groups(sound):
                     await self._heal(bucket, cluster, away | silent, group, run, done, drop=not silent)
         said = f"made {done.made} pieces, deleted {done.dropped} left over"
         if whole and not done.failed and not away:
@@ -143,8 +126,8 @@ class Healer:
             cluster, away, _ = await self._present()
             found = await self._store.locate(bucket.id, chunks)
             silent = found.silent - _gone(cluster)
-            for group in _groups((chunk, found.held.get(chunk, {})) for chunk in chunks):
-                good = await self._good(bucket.id, group, silent)
+            for group in making.groups((chunk, found.held.get(chunk, {})) for chunk in chunks):
+                good = await making.good(self._store, bucket.id, group, silent)
                 failed = await self._heal(bucket, cluster, away | silent, good, run, done, drop=False)
                 if not silent:
                     garbage = failed - await self._needed(bucket, failed, run)
@@ -169,27 +152,6 @@ class Healer:
         # Commits that were made meanwhile are no loss.
         found = await self._store.locate(bucket.id, list(lacking))
         return sum(not readable(found.held.get(chunk, {})) for chunk in lacking)
-
-    async def _good(self, bucket: bytes, chunks: Group, silent: set[NodeId]) -> Group:
-        """The pieces whose checksums their nodes find right: what is listed may be the very one that was bad."""
-        pieces: defaultdict[NodeId, list[PieceId]] = defaultdict(list)
-        for holders in chunks.values():
-            for node, kept in holders.items():
-                pieces[node] += [held.piece for held in kept]
-        there: dict[NodeId, set[PieceId]] = {}
-        for node, listed in pieces.items():
-            try:
-                there[node] = {piece for piece, _ in await self._store.cluster.peer(node).read(bucket, listed)}
-            except ClientError as error:
-                log.info("node %s: %s", node.hex(), error)
-                silent.add(node)
-        good: Group = {}
-        for chunk, holders in chunks.items():
-            sound = {
-                node: [held for held in kept if held.piece in there.get(node, ())] for node, kept in holders.items()
-            }
-            good[chunk] = {node: kept for node, kept in sound.items() if kept}
-        return good
 
     async def _mend_all(self, cluster: ClusterMap, away: set[NodeId], run: Run, done: Done) -> set[NodeId]:
         """Look at all chunks, then mend those with too few pieces, the most endangered first.
@@ -221,7 +183,7 @@ class Healer:
         for _, alike in groupby(endangered, key=lambda one: (one[0], one[1].bucket)):
             some = list(alike)
             bucket = some[0][1]
-            for group in _groups((chunk, holders) for _, _, chunk, holders in some):
+            for group in making.groups((chunk, holders) for _, _, chunk, holders in some):
                 failed = await self._heal(bucket, cluster, away | unheard, group, run, done, drop=False)
                 survey.below -= len(group) - len(failed)
                 await self._metadata.write_across(surveys.note, survey)
@@ -255,48 +217,12 @@ class Healer:
         failed = {chunk for chunk, holders in chunks.items() if not readable(holders)}
         make = {chunk: found.make for chunk, found in plans.items() if found.make and chunk not in failed}
         if make:
-            failed |= await self._make(bucket, {chunk: chunks[chunk] for chunk in make}, make, run, done)
+            failed |= await making.make(self._store, bucket, {chunk: chunks[chunk] for chunk in make}, make, run, done)
         over = [chunk for chunk, found in plans.items() if (found.make or found.drop) and chunk not in failed]
         if drop and over:
             failed |= await self._drop(bucket, cluster, over, done)
             await run.step(len(over))
         done.failed += len(failed)
-        return failed
-
-    async def _make(
-        self,
-        bucket: BucketRow,
-        chunks: Group,
-        make: Mapping[ChunkId, Sequence[tuple[NodeId, PieceId]]],
-        run: Run,
-        done: Done,
-    ) -> set[ChunkId]:
-        """Make pieces of chunks on nodes; the chunks of which one could not be made.
-
-        What some node has is copied. Only what nobody has is made from the whole chunk.
-        """
-        sources = _sources(chunks)
-        wanted = {piece: sources[piece] for pieces in make.values() for _, piece in pieces if piece in sources}
-        copies = await self._store.cluster.pieces(bucket.id, wanted)
-        lacking = {chunk for chunk, pieces in make.items() if any(piece not in copies for _, piece in pieces)}
-        contents = await self._store.cluster.gather(bucket.id, {chunk: chunks[chunk] for chunk in lacking})
-        failed = lacking - contents.keys()
-        if failed:
-            log.warning("bucket %s: %d chunks cannot be read to be repaired", bucket.name, len(failed))
-        made = await asyncio.to_thread(_pieces, contents, copies, make)
-
-        async def send(node: NodeId, pieces: list[tuple[PieceId, Buffer]]) -> None:
-            try:
-                await self._store.cluster.peer(node).put(bucket.id, pieces)
-            except ClientError as error:
-                log.warning("node %s takes no pieces of bucket %s: %s", node.hex(), bucket.name, error)
-                failed.update(chunk_of(piece) for piece, _ in pieces)
-            else:
-                done.made += len(pieces)
-
-        await asyncio.gather(*(send(node, pieces) for node, pieces in made.items()))
-        await run.spend(sum(len(data) for pieces in made.values() for _, data in pieces))
-        await run.step(len(chunks))
         return failed
 
     async def _drop(self, bucket: BucketRow, cluster: ClusterMap, chunks: list[ChunkId], done: Done) -> set[ChunkId]:
@@ -355,49 +281,6 @@ class Healer:
         if known is None or known[0] != cluster.nodes:
             known = self._placements[scheme.pieces] = cluster.nodes, Placement(cluster, scheme.pieces)
         return known[1]
-
-
-def _groups(chunks: Iterable[tuple[ChunkId, Holders]]) -> Iterator[Group]:
-    group: Group = {}
-    size = 0
-    for chunk, holders in chunks:
-        if group and (len(group) == GROUP or size + stored_size(holders) > GROUP_BYTES):
-            yield group
-            group, size = {}, 0
-        group[chunk] = holders
-        size += stored_size(holders)
-    if group:
-        yield group
-
-
-def _sources(chunks: Group) -> dict[PieceId, list[NodeId]]:
-    """Who has each piece of some chunks."""
-    found: defaultdict[PieceId, list[NodeId]] = defaultdict(list)
-    for holders in chunks.values():
-        for node, pieces in holders.items():
-            for held in pieces:
-                found[held.piece].append(node)
-    return found
-
-
-def _pieces(
-    contents: Mapping[ChunkId, Buffer],
-    copies: Mapping[PieceId, Buffer],
-    make: Mapping[ChunkId, Sequence[tuple[NodeId, PieceId]]],
-) -> dict[NodeId, list[tuple[PieceId, Buffer]]]:
-    """What to send to each node. Takes processor time where there are fragments to make."""
-    made: defaultdict[NodeId, list[tuple[PieceId, Buffer]]] = defaultdict(list)
-    for chunk, pieces in make.items():
-        fragments: Sequence[Buffer] = ()
-        for node, piece in pieces:
-            if (copy := copies.get(piece)) is not None:
-                made[node].append((piece, copy))
-            elif (stored := contents.get(chunk)) is not None:
-                fragment = fragment_of(piece)
-                if fragment and not fragments:
-                    fragments = split(stored, fragment.data, fragment.parity)
-                made[node].append((piece, fragments[fragment.number] if fragment else stored))
-    return made
 
 
 def _gone(cluster: ClusterMap) -> set[NodeId]:
