@@ -18,6 +18,8 @@ from nodeserver.protocol.ids import new_id
 from nodeserver.protocol.wire import MAX_BODY, ChunkBatch, ChunkIds, Commit, pack
 from tests.nodeserver.api import DIRECTORY, REGULAR, Api, base64url, problem
 
+BOTH_ENGINES = True
+
 ID, OTHER = bytes.fromhex("01a2145a26767109ae1d9b111f977d0b"), bytes.fromhex("01a2145a521b73ccabf95e93d89998ed")
 HUGE = 1 << 64
 

@@ -31,6 +31,8 @@ from tests.nodeserver.keeping import (
     worker,
 )
 
+BOTH_ENGINES = True
+
 MakeApi = Callable[[Node], Api]
 
 

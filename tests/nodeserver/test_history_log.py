@@ -24,6 +24,8 @@ from nodeserver.protocol.wire import (
 )
 from tests.nodeserver.api import DIRECTORY, REGULAR, Api, problem
 
+BOTH_ENGINES = True
+
 
 def log(api: Api, file: FileId = b"", limit: int = 1000) -> list[Event]:
     """The whole log, newest first."""

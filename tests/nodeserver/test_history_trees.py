@@ -36,6 +36,8 @@ from nodeserver.protocol.wire import (
 from tests.harness import Node
 from tests.nodeserver.api import DIRECTORY, REGULAR, Api, base64url, problem
 
+BOTH_ENGINES = True
+
 SYMLINK = stat.S_IFLNK | 0o777
 Place = tuple[FileId, bytes]
 

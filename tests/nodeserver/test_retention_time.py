@@ -35,6 +35,8 @@ from nodeserver.protocol.wire import (
     Write,
 )
 
+BOTH_ENGINES = True
+
 S = 1_000_000_000
 REGULAR, DIRECTORY = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755
 
