@@ -32,6 +32,8 @@ DEADLINE = 60.0
 """Seconds for a call, unless it says otherwise."""
 PATIENCE, BRIEFLY = 3.0, 0.5
 """Seconds that a node gets to say what it has; one that did badly just now."""
+LEEWAY = 0.03
+"""Seconds that the others get to say what they have when there is enough: what they have can stand in."""
 STRAGGLING = 64 << 20
 """Bytes on their way to slow nodes, behind writes that are acknowledged, at which the next write waits."""
 MANY = 8
@@ -190,7 +192,7 @@ class Cluster:
         deadline: float | None,
         enough: Callable[[Holdings], bool] = lambda _: False,
     ) -> Located:
-        """What nodes have; without those that take longer than it takes until there is ``enough``."""
+        """What nodes have; without those that take ``LEEWAY`` longer than it takes until there is ``enough``."""
         found = Located({}, set())
         seconds = PATIENCE if deadline is None else min(deadline, PATIENCE)
 
@@ -209,7 +211,8 @@ class Cluster:
                 self._roster.avoid(target, AVOID_SILENT)
                 found.silent.add(node)
             elif enough(found.held):
-                tasks.cancel_scope.cancel()
+                until = anyio.current_time() + LEEWAY
+                tasks.cancel_scope.deadline = min(tasks.cancel_scope.deadline, until)
 
         async with anyio.create_task_group() as tasks:
             for node, chunks in asked.items():
