@@ -99,7 +99,9 @@ async def _locate(fs: FileSystem, params: Params) -> Params:
     names, moment, version = without_versions(given, os.fsencode(fs.options.versions_name))
     try:
         found = await locate(fs, names)
-        if found and await _catch_up_with_server(fs, found.bucket):
+        if found:
+            # What is known of the path may be of before: also when the change feed was quicker than this.
+            await _catch_up_with_server(fs, found.bucket)
             found = await locate(fs, names)
     except OSError as error:
         raise MountError(f"{path}: {error.strerror}") from None
@@ -117,14 +119,10 @@ async def _locate(fs: FileSystem, params: Params) -> Params:
     }
 
 
-async def _catch_up_with_server(fs: FileSystem, bucket: str) -> bool:
-    """Wait for what others did so far; whether there was any, as far as the server can be asked."""
-    context = fs.engine.context
-    state = context.buckets.by_name(bucket)
-    seq = 0
+async def _catch_up_with_server(fs: FileSystem, bucket: str) -> None:
+    """Wait for what others did so far, as far as the server can be asked."""
     with contextlib.suppress(ClientError):
-        seq = (await context.client.bucket(bucket, deadline=FRESH)).seq
-    return state is not None and state.seq < seq and await caught_up(fs, bucket, seq, FRESH)
+        await caught_up(fs, bucket, (await fs.engine.context.client.bucket(bucket, deadline=FRESH)).seq, FRESH)
 
 
 async def _catch_up(fs: FileSystem, params: Params) -> Params:
