@@ -37,7 +37,7 @@ ENDANGERED = 100_000
 """Chunks remembered of one look at all of them, to be repaired in the order of their danger."""
 AGAIN = 60.0
 """Seconds until what could not be repaired is tried again."""
-LOOK = 600.0
+LOOK = 3600.0
 """Seconds until what cannot be read is looked for again."""
 DAY = 86_400.0
 
