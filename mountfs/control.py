@@ -44,6 +44,16 @@ class CacheStatus(TypedDict):
     dirty: int
 
 
+class RewoundStatus(TypedDict):
+    """A server that came back from an older state, at ``time`` in seconds since the epoch."""
+
+    bucket: str
+    time: float
+    text: str
+    lost: list[str]
+    """Paths below the mount point whose content is nowhere, the first thousand."""
+
+
 class ErrorStatus(TypedDict):
     """Something that went wrong lately; ``time`` in seconds since the epoch."""
 
@@ -70,6 +80,7 @@ class Status(TypedDict):
     """Sent to servers and nodes since the mount started."""
     pending: PendingStatus
     cache: CacheStatus
+    rewound: list[RewoundStatus]
     errors: list[ErrorStatus]
 
 

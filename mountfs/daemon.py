@@ -22,6 +22,7 @@ from mountfs.errors import MountError, Pending
 from mountfs.fuse import session
 from mountfs.local.database import Database
 from mountfs.local.inodes import Inode
+from mountfs.sync import rewound
 from mountfs.sync.context import Context
 from mountfs.sync.engine import Engine
 from mountfs.vfs import whereabouts
@@ -229,7 +230,12 @@ class Daemon:
     # Commands of the control socket
 
     async def _sync(self, params: control.Params) -> dict[str, Any]:
-        return {"pending": await self._drain(float(params.get("deadline", self._config.drain_deadline)))}
+        until = trio.current_time() + float(params.get("deadline", self._config.drain_deadline))
+        with trio.move_on_at(until):
+            await self._fs.engine.agreed()
+        pending = await self._drain(until - trio.current_time())
+        told, self._context.untold = self._context.untold, []
+        return {"pending": pending, "told": told}
 
     async def _stop(self, params: control.Params) -> dict[str, Any]:
         pending = await self._drain(float(params.get("deadline", self._config.drain_deadline)))
@@ -255,6 +261,10 @@ class Daemon:
             "requests": context.client.requests + context.nodes.requests,
             "pending": {"operations": context.journal.count, "bytes": dirty, "files": self._fs.pending_names()},
             "cache": {"used": used, "cap": cap, "dirty": dirty},
+            "rewound": [
+                {"bucket": bucket, "time": it.time, "text": it.text(), "lost": it.lost}
+                for bucket, it in rewound.noticed(context)
+            ],
             "errors": [
                 {
                     "time": problem.time_ns / 1e9,

@@ -51,6 +51,11 @@ def drain(record: mounts.Record, command: str, params: dict[str, Any], *, deadli
         remaining,
     )
     pending: list[str] = answer.get("pending", [])
+    if told := answer.get("told"):
+        for text in told:
+            click.echo(text["text"], err=True)
+        if any(text["lost"] for text in told):
+            raise MountError("what was lost is named by mountfs status")
     return pending
 
 

@@ -25,6 +25,8 @@ class BucketState:
     usage: wire.Usage
     known: int = 0
     """The newest place in the log we heard of; an answer that is older may lack what we did since."""
+    known_ns: int = 0
+    """The time of the commit there, which tells it from another of that number; 0 when it was not told."""
     redundancy: str = ""
     """The bucket's setting, as far as it was heard of since the start."""
 
@@ -36,8 +38,10 @@ class Buckets:
         self._db = db
         self._advanced = trio.Event()
         self.by_id: dict[int, BucketState] = {}
-        for row in db.execute("SELECT id, uuid, name, root, chunk_key, seq, usage FROM bucket"):
-            self.by_id[row[0]] = BucketState(*row[:6], wire.unpack(row[6], wire.Usage), row[5])  # type: ignore[call-arg]
+        for row in db.execute("SELECT id, uuid, name, root, chunk_key, seq, usage, known, known_ns FROM bucket"):
+            id_, uuid, name, root, chunk_key, seq, usage, known, known_ns = row
+            usage = wire.unpack(usage, wire.Usage)
+            self.by_id[id_] = BucketState(id_, uuid, name, root, chunk_key, seq, usage, known, known_ns)
 
     def by_name(self, name: str) -> BucketState | None:
         return next((bucket for bucket in self.by_id.values() if bucket.name == name), None)
@@ -45,10 +49,11 @@ class Buckets:
     def add(self, info: wire.Bucket, root: int) -> BucketState:
         """Take over a bucket as the server describes it, inside the caller's transaction."""
         values = (info.id, info.name, root, info.chunk_key, info.seq, wire.pack(info.usage))
-        self._db.execute("INSERT INTO bucket VALUES (NULL, ?, ?, ?, ?, ?, ?)", values)
+        columns = "uuid, name, root, chunk_key, seq, usage, known"
+        self._db.execute(f"INSERT INTO bucket ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, info.seq))  # noqa: S608
         row_id = self._db.connection.last_insert_rowid()
         state = BucketState(
-            row_id, info.id, info.name, root, info.chunk_key, info.seq, info.usage, info.seq, info.redundancy
+            row_id, info.id, info.name, root, info.chunk_key, info.seq, info.usage, info.seq, redundancy=info.redundancy
         )
         self.by_id[row_id] = state
         return state
@@ -67,11 +72,21 @@ class Buckets:
         self._db.execute("DELETE FROM dentry WHERE ino = ?", (bucket.root,))
         self.by_id.pop(bucket.id, None)
 
-    def advance(self, bucket: BucketState, seq: int, usage: wire.Usage) -> None:
+    def heard(self, bucket: BucketState, seq: int, time_ns: int = 0) -> None:
+        """The bucket's log holds commit ``seq``, made at ``time_ns`` unless 0; stored at the next :meth:`save`."""
+        if seq > bucket.known or (seq == bucket.known and time_ns):
+            bucket.known, bucket.known_ns = seq, time_ns
+
+    def save(self, bucket: BucketState) -> None:
+        """Store what was heard, inside the caller's transaction."""
+        values = (bucket.seq, wire.pack(bucket.usage), bucket.known, bucket.known_ns, bucket.id)
+        self._db.execute("UPDATE bucket SET seq = ?, usage = ?, known = ?, known_ns = ? WHERE id = ?", values)
+
+    def advance(self, bucket: BucketState, seq: int, usage: wire.Usage, time_ns: int = 0) -> None:
         """Changes up to ``seq`` are in the database; inside the caller's transaction."""
         bucket.seq, bucket.usage = seq, usage
-        bucket.known = max(bucket.known, seq)
-        self._db.execute("UPDATE bucket SET seq = ?, usage = ? WHERE id = ?", (seq, wire.pack(usage), bucket.id))
+        self.heard(bucket, seq, time_ns)
+        self.save(bucket)
         event, self._advanced = self._advanced, trio.Event()
         event.set()
 

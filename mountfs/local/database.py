@@ -22,7 +22,7 @@ import apsw
 
 from mountfs.errors import MountError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the schema below, kept in ``PRAGMA user_version``."""
 
 CHECKPOINT_PAGES = 4000
@@ -35,7 +35,9 @@ SCHEMA = """
 -- (16 bytes, whose data this is), boot (the kernel's boot id when it was last opened).
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
 
--- Buckets seen. seq: the place in the bucket's log up to which this database knows every change.
+-- Buckets seen. seq: the place in the bucket's log up to which this database knows every change. known: the newest
+-- place heard of, and in known_ns that commit's time, 0 when it was not told. rewound: MessagePack of rewound.Rewound,
+-- of the last time that the server came back from an older state, NULL for never.
 CREATE TABLE bucket (
     id INTEGER PRIMARY KEY,
     uuid BLOB NOT NULL UNIQUE,
@@ -43,7 +45,10 @@ CREATE TABLE bucket (
     root INTEGER NOT NULL,          -- inode of its root directory
     chunk_key BLOB NOT NULL,
     seq INTEGER NOT NULL,
-    usage BLOB NOT NULL             -- MessagePack of wire.Usage
+    usage BLOB NOT NULL,            -- MessagePack of wire.Usage
+    known INTEGER NOT NULL DEFAULT 0,
+    known_ns INTEGER NOT NULL DEFAULT 0,
+    rewound BLOB
 );
 
 -- Files known. Times in nanoseconds. A row with nlink 0 is an open or unsent file without a name.
@@ -125,7 +130,14 @@ CREATE INDEX chunk_stamp ON chunk (stamp);
 CREATE INDEX chunk_slab ON chunk (slab);
 """
 
-MIGRATIONS: dict[int, str] = {}
+MIGRATIONS: dict[int, str] = {
+    1: """
+ALTER TABLE bucket ADD COLUMN known INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE bucket ADD COLUMN known_ns INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE bucket ADD COLUMN rewound BLOB;
+UPDATE bucket SET known = seq;
+"""
+}
 """SQL that takes a database from the version given to the next one."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -159,6 +159,10 @@ class Inodes:
         row = self._execute("SELECT ino FROM dentry WHERE parent = ? AND name = ?", (parent, name)).fetchone()
         return row[0] if row else None
 
+    def targets(self, parent: int) -> list[tuple[bytes, int]]:
+        """All names known in a directory with the inode numbers they have, UNKNOWN included."""
+        return list(self._execute("SELECT name, ino FROM dentry WHERE parent = ? ORDER BY name", (parent,)))
+
     def page(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Inode]]:
         """Up to ``limit`` names after ``after`` in byte order, with their inodes."""
         rows = self._execute(_LIST, (parent, after, limit)).fetchall()
@@ -310,6 +314,13 @@ class Inodes:
             for ino, *rest in self._execute(query, some):
                 found[ino] = tuple(rest)
         return found
+
+    def distrust(self, bucket: int, besides: Container[int] = ()) -> None:
+        """All of a bucket has to be asked for again, ``besides`` some; inside the caller's transaction."""
+        rows = self._execute("SELECT ino FROM inode WHERE bucket = ?", (bucket,)).fetchall()
+        self._known.clear()
+        stale = [row for row in rows if row[0] not in besides]
+        self._db.executemany("UPDATE inode SET stale = 1, complete = 0 WHERE ino = ?", stale)
 
     def mark_stale(self, inos: Iterable[int]) -> None:
         """The server has something newer of these."""

@@ -201,15 +201,19 @@ class Journal:
         event, self._acknowledged = self._acknowledged, trio.Event()
         event.set()
 
-    def rows(self, bucket: int | None = None, after: int = 0, limit: int = -1) -> list[Row]:
+    def rows(self, bucket: int | None = None, limit: int = -1) -> list[Row]:
         """Rows in order, of one bucket or all."""
-        query = f"SELECT {_COLUMNS} FROM journal WHERE id > ? AND bucket = ifnull(?, bucket) ORDER BY id LIMIT ?"  # noqa: S608
-        return [Row._make(row) for row in self._db.execute(query, (after, bucket, limit))]
+        query = f"SELECT {_COLUMNS} FROM journal WHERE bucket = ifnull(?, bucket) ORDER BY id LIMIT ?"  # noqa: S608
+        return [Row._make(row) for row in self._db.execute(query, (bucket, limit))]
 
     def of_ino(self, ino: int) -> list[Row]:
         """Rows that concern an inode. Scans the journal: not for the hot path."""
         query = f"SELECT {_COLUMNS} FROM journal WHERE ino = ? OR ino2 = ? ORDER BY id"  # noqa: S608
         return [Row._make(row) for row in self._db.execute(query, (ino, ino))]
+
+    def first(self) -> int:
+        """The id of the oldest row, 1 for an empty journal. Rows may be put before it."""
+        return int(self._db.execute("SELECT ifnull(min(id), 1) FROM journal").get)
 
     def last(self) -> int:
         """The id of the newest row, 0 for an empty journal."""

@@ -378,6 +378,18 @@ class Staging:
         if not sent.open and self._sessions.get(sent.ino) == sent.session:
             del self._sessions[sent.ino]
 
+    def rebased(self, ino: int, version: bytes) -> None:
+        """The content of a file, as it is, counts as made from ``version``; inside the caller's transaction.
+
+        Only while nothing of it is being sent.
+        """
+        self._inodes.update(ino, version=version)
+        content = self.contents.get(ino)
+        if content is not None:
+            content.version = version
+            for snapshot in content.snapshots():
+                snapshot.version = version
+
     def forget(self, ino: int) -> None:
         """Nothing needs the staged bytes of a file any more."""
         ranges = self._db.execute("SELECT slab, position, length FROM staged WHERE ino = ? AND slab", (ino,)).fetchall()

@@ -25,6 +25,7 @@ from mountfs.local.journal import Field, Op, Row
 from mountfs.sync.batches import Batch, Sent, build, cancelled
 from mountfs.sync.carry import Chunks, carry
 from mountfs.sync.context import Context
+from mountfs.sync.rewound import PutBack
 from mountfs.sync.uploads import Upload, Uploads
 from nodeserver.client import ClientError, QuorumLost, Refused, Unreachable
 from nodeserver.content.manifest import unpack_slices
@@ -63,11 +64,20 @@ class Committer:
         """When the attempt began that the server refused last."""
         self._refused: dict[int, float] = {}
         """When to try a row again that the server refused, in trio time."""
+        self._forgotten: trio.Event | None = None
+        """The server has forgotten commits; set when what it lacks is in the journal."""
 
     def hurry(self) -> None:
         """Someone waits: let nothing that is in the journal settle, and try again at once."""
         self._hurried = self._context.journal.last()
         self._hurry.set()
+
+    async def put_back(self) -> None:
+        """The server has forgotten commits: return when what it lacks is in the journal, to be sent again."""
+        if self._forgotten is None:
+            self._forgotten = trio.Event()
+        self._hurry.set()
+        await self._forgotten.wait()
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Send what there is, for ever; commits on their way run in ``nursery``."""
@@ -79,13 +89,24 @@ class Committer:
                 if not self._resumed:
                     await self._finish_stored()
                     self._resumed = True
+                if self._forgotten is not None:
+                    await self._compare(self._forgotten)
                 await self._wait_for_rows()
+                if self._forgotten is not None:
+                    continue
                 began = trio.current_time()
                 await self._drain(nursery)
                 delay = RETRY_FIRST
             except (ClientError, OSError) as error:
                 self._note_failure(error, began)
                 delay = await self._pause(delay)
+
+    async def _compare(self, done: trio.Event) -> None:
+        """Journal what the server lacks, while nothing is on its way. Raises ClientError, OSError."""
+        await self._settled()
+        await PutBack(self._context, self._uploads.downloads, self._bucket).run()
+        self._forgotten = None
+        done.set()
 
     async def _pause(self, delay: float) -> float:
         """Wait before the next attempt, unless someone hurries; returns the next delay."""
@@ -98,7 +119,8 @@ class Committer:
         if isinstance(error, Refused):
             self._context.server_full = error.code is Code.FULL
             self._failed = began
-        if not isinstance(error, Unreachable) or isinstance(error, QuorumLost):
+        noticed = isinstance(error, Unreachable) and not isinstance(error, QuorumLost)
+        if not noticed and self._forgotten is None:  # else it is told once it is put right
             self._context.report(0, f"bucket {self._bucket.name}: {error}")
         self._context.journal.announce()
 
@@ -107,7 +129,7 @@ class Committer:
     async def _wait_for_rows(self) -> None:
         """Return when the oldest row has settled, or someone waits for it."""
         settle = self._context.config.settle
-        while True:
+        while self._forgotten is None:
             first = next(iter(self._rows(1)), None)
             wait = math.inf
             if first is not None:
@@ -236,7 +258,9 @@ class Committer:
         context = self._context
         try:
             batch = build(context.inodes, rows, uploads)
-            body = wire.pack(wire.Commit(context.client_id, new_id(), batch.ops, context.client_name, chunks))
+            known = self._bucket.known, self._bucket.known_ns
+            commit = wire.Commit(context.client_id, new_id(), batch.ops, context.client_name, chunks, *known)
+            body = wire.pack(commit)
             sent = Sent(
                 [row.id for row in batch.rows],
                 [(index, upload.snapshot.ino, upload.snapshot.gen) for index, upload in batch.uploads.items()],
@@ -300,7 +324,9 @@ class Committer:
                 answer = await self._context.client.commit_packed(self._bucket.name, body)
                 self._acknowledged(batch, answer)
             except (ClientError, OSError) as error:
-                if isinstance(error, Refused) and error.code is Code.MISSING_CHUNKS:
+                if isinstance(error, Refused) and error.code in (Code.MISSING_CHUNKS, Code.HISTORY_GONE):
+                    if error.code is Code.HISTORY_GONE and self._forgotten is None:
+                        self._forgotten = trio.Event()
                     with self._context.db.transaction():
                         self._context.db.execute("DELETE FROM batch WHERE bucket = ?", (self._bucket.id,))
                     self._give_back(batch.rows, batch.uploads.values())
@@ -341,11 +367,12 @@ class Committer:
                         self._resolve(op, result)
                 context.db.execute("DELETE FROM batch WHERE bucket = ?", (bucket.id,))
                 context.journal.remove(rows)
+                context.buckets.heard(bucket, answer.seq, answer.time_ns)
+                context.buckets.save(bucket)
         except OSError:
             for row in batch.rows:
                 context.journal.take(row)
             raise
-        bucket.known = max(bucket.known, answer.seq)
         context.server_full = False
         for upload, ranges in zip(taken, cached, strict=True):
             context.staging.settle(upload.snapshot, upload.slices, upload.version, ranges)

@@ -68,6 +68,8 @@ class Context:
         self.problems: deque[Problem] = deque(maxlen=REMEMBERED_ERRORS)
         self.refused: dict[int, int] = {}
         """errno by inode whose content the server did not take."""
+        self.untold: list[dict[str, str | int]] = []
+        """What the next ``mountfs sync`` has to say: a server came back from an older state."""
         self.server_full = False
         """Whether the server has no room for what waits. When nothing does, nobody knows."""
         self.growth: dict[int, int] = {}

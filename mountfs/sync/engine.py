@@ -16,6 +16,7 @@ from mountfs.sync.errors import deadline, os_error
 from mountfs.sync.remote import Remote
 from mountfs.sync.uploads import Uploads
 from nodeserver.client import ClientError, Refused, State
+from nodeserver.protocol import wire
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.ids import ROOT_INO
 
@@ -90,13 +91,14 @@ class Engine:
         looked = self._looked[bucket.id]
         while True:
             try:
-                changes = await self.context.client.changes(bucket.name, bucket.seq, wait)
+                changes = await self._changes(bucket, wait)
                 bucket.redundancy = changes.redundancy
                 self.context.nodes.heard(changes.epoch)
                 self.remote.apply(bucket, changes)
             except (ClientError, OSError) as error:
                 if isinstance(error, Refused) and error.code is Code.HISTORY_GONE:
-                    await self._start_over(bucket)
+                    await self._committers[bucket.id].put_back()
+                    self.remote.invalidate_all(bucket)
                     continue
                 looked.set()
                 log.debug("change feed of bucket %s: %s", bucket.name, error)
@@ -110,15 +112,27 @@ class Engine:
                 wait = FEED_WAIT
             delay = FEED_RETRY_FIRST
 
-    async def _start_over(self, bucket: BucketState) -> None:
-        try:
-            info = await self.context.client.bucket(bucket.name)
-        except ClientError as error:
-            log.debug("bucket %s: %s", bucket.name, error)
-            return
-        self.remote.distrust(bucket)
-        with self.context.db.transaction():
-            self.context.buckets.advance(bucket, info.seq, info.usage)
+    async def _changes(self, bucket: BucketState, wait: float) -> wire.Changes:
+        """What came after what is known. Raises ClientError."""
+        return await self.context.client.changes(
+            bucket.name, bucket.seq, wait, known=bucket.known, known_ns=bucket.known_ns
+        )
+
+    async def agreed(self) -> None:
+        """Return when no server has forgotten what this mount knows of it; what it lacked is in the journal then.
+
+        A server that does not answer is asked once.
+        """
+        for bucket in list(self.context.buckets.by_id.values()):
+            try:
+                await self._changes(bucket, 0.0)
+            except Refused as refusal:
+                if refusal.code is Code.HISTORY_GONE and bucket.id in self._committers:
+                    await self._committers[bucket.id].put_back()
+                    self.remote.invalidate_all(bucket)
+            except ClientError as error:
+                log.debug("bucket %s: %s", bucket.name, error)
+                return
 
     # Buckets
 

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 PAGE = 5000
 """Names asked for in one request."""
+OLD_ANSWER_PAUSE = 0.05
+"""Seconds until a question is asked again whose answer was older than what is known."""
 RESOLVE_LIMIT = 64
 """A directory with more changed names than this is listed anew instead."""
 
@@ -51,8 +53,10 @@ class Remote:
                     answer = await ask()
                 except ClientError as error:
                     raise os_error(error) from error
+                self._context.buckets.heard(bucket, answer.seq)
                 if answer.seq >= bucket.known:
                     return answer
+                await trio.sleep(OLD_ANSWER_PAUSE)
 
     # Buckets
 
@@ -233,7 +237,7 @@ class Remote:
                 if context.inodes.get(parent) is not None and (parent, name) not in context.journal.names:
                     context.inodes.enter(parent, name, UNKNOWN)
             context.inodes.mark_stale(stale)
-            context.buckets.advance(bucket, changes.seq, changes.usage)
+            context.buckets.advance(bucket, changes.seq, changes.usage, changes.time_ns)
         for parent, name in entries:
             context.kernel.entry(parent, name)
         for ino in stale:
@@ -245,11 +249,8 @@ class Remote:
             self._context.kernel.entry(parent, name)
         self._context.kernel.inode(ino)
 
-    def distrust(self, bucket: BucketState) -> None:
-        """The log no longer reaches back to what we know: everything has to be asked for again."""
+    def invalidate_all(self, bucket: BucketState) -> None:
+        """Make the kernel ask again for all of a bucket."""
         context = self._context
-        with context.db.transaction():
-            context.db.execute("UPDATE inode SET stale = 1, complete = 0 WHERE bucket = ?", (bucket.id,))
-            context.inodes.forget()
         for (ino,) in context.db.execute("SELECT ino FROM inode WHERE bucket = ?", (bucket.id,)).fetchall():
             self.invalidate(ino)

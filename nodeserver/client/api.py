@@ -184,12 +184,24 @@ class Client(History, Upkeep, ClusterCalls):
         path = f"{of_file(bucket, dir_id)}/entries?after={base64url(after)}&limit={limit}{as_of(at)}"
         return await self._get(path, Listing, deadline)
 
-    async def changes(self, bucket: str, since: int, wait: float = 0.0, *, deadline: float | None = None) -> Changes:
+    async def changes(
+        self,
+        bucket: str,
+        since: int,
+        wait: float = 0.0,
+        *,
+        known: int = 0,
+        known_ns: int = 0,
+        deadline: float | None = None,
+    ) -> Changes:
         """The commits after ``since``; waits up to ``wait`` seconds for the first. ``deadline`` comes on top.
+
+        ``known``, ``known_ns``: the newest commit heard of and its time; a server without it refuses ``history-gone``.
 
         Not retried: a request that finds the server back must not keep everyone else waiting with it.
         """
-        path, seconds = f"{of_bucket(bucket)}/changes?since={since}&wait={wait:g}", self._seconds(deadline)
+        path = f"{of_bucket(bucket)}/changes?since={since}&wait={wait:g}&known={known}&known_ns={known_ns}"
+        seconds = self._seconds(deadline)
         return await self._node.call("GET", path, Changes, deadline=wait + seconds, once=True)
 
     # chunks

@@ -69,9 +69,11 @@ async def changes(request: Request) -> Response:
     since = integer_parameter(request, "since", 0, 0, MAX_SEQ)
     limit = integer_parameter(request, "limit", MAX_CHANGES, 1, MAX_CHANGES)
     wait = seconds_parameter(request, "wait", MAX_WAIT)
-    seq, found = await here.metadata.changes(bucket, since, limit, wait)
+    known = integer_parameter(request, "known", 0, 0, MAX_SEQ)
+    known_ns = integer_parameter(request, "known_ns", 0, 0, MAX_SEQ)
+    seq, time_ns, found = await here.metadata.changes(bucket, since, limit, wait, known, known_ns)
     row = await here.metadata.bucket(bucket)
-    return answer(request, Changes(seq, found, usage(here, row), row.redundancy, here.membership.map.epoch))
+    return answer(request, Changes(seq, found, usage(here, row), row.redundancy, here.membership.map.epoch, time_ns))
 
 
 ROUTES = [

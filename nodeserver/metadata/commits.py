@@ -12,6 +12,7 @@ from nodeserver.metadata.apply import apply
 from nodeserver.metadata.database import rows_of
 from nodeserver.metadata.errors import NoBucket
 from nodeserver.metadata.garbage import take_back
+from nodeserver.metadata.reads import check_known
 from nodeserver.metadata.rows import Rows, write_back
 from nodeserver.metadata.tree import Tree
 from nodeserver.protocol.wire import Change, ChunkId, Commit, Committed, pack, unpack
@@ -60,7 +61,7 @@ def commit(
 ) -> Committed:
     """Apply a checked batch whose content is in ``chunks``; a repeat gets the first answer.
 
-    ``anew``, ``Doomed``: as ``garbage.take_back``. Raises ``NoBucket``.
+    ``anew``, ``Doomed``: as ``garbage.take_back``. Raises ``NoBucket``, and ``HistoryGone`` as ``check_known`` does.
     """
     found = rows_of(connection, _LOAD, (batch.client, batch.batch, bucket))
     if not found:
@@ -68,6 +69,7 @@ def commit(
     root, seq, time_ns, used_bytes, used_files, quota, first = found[0]
     if first is not None:
         return unpack(first, Committed)
+    check_known(connection, bucket, seq, batch.known, batch.known_ns)
     take_back(connection, bucket, chunks, anew)
     seq, time_ns = seq + 1, max(now_ns, time_ns + 1)
     tree = Tree(Rows(connection, bucket), root, seq, used_bytes=used_bytes, used_files=used_files)

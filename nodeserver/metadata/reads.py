@@ -53,6 +53,7 @@ _ENTRIES = (
 _LOOKUP = _ENTRIES.where(_entry.name == bindparam("name"))
 _PAGE = _ENTRIES.where(_entry.name > bindparam("after")).order_by(_entry.name).limit(bindparam("limit"))
 _SEQ = select(_bucket.seq).where(_here(tables.bucket), _bucket.name.is_not(None))
+_TIME = select(tables.commit.c.time_ns).where(_here(tables.commit), tables.commit.c.seq == bindparam("seq"))
 _LOG = (
     select(tables.commit.c.change)
     .where(_here(tables.commit), tables.commit.c.seq > bindparam("since"))
@@ -89,14 +90,37 @@ def entries(connection: Connection, bucket: int, directory: FileId, after: bytes
     return Listing(seq, itself, page, more=len(rows) > limit)
 
 
-def changes(connection: Connection, bucket: int, since: int, limit: int) -> tuple[int, list[Change]]:
-    """The newest commit that the answer reaches, and the commits after ``since``. Raises ``HistoryGone``."""
+def changes(
+    connection: Connection, bucket: int, since: int, limit: int, known: int = 0, known_ns: int = 0
+) -> tuple[int, int, list[Change]]:
+    """The newest commit that the answer reaches, its time, and the commits after ``since``.
+
+    Raises ``HistoryGone`` when ``since`` was not made yet, and as ``check_known``.
+    """
     newest = newest_seq(connection, bucket)
-    if since > newest:
-        raise HistoryGone(f"commit {since} was not made yet, the newest is {newest}")
+    check_known(connection, bucket, newest, max(since, known), known_ns if known >= since else 0)
     rows = connection.execute(_LOG, {"bucket": bucket, "since": since, "limit": limit}).scalars()
     commits = [unpack(change, Change) for change in rows]
-    return (commits[-1].seq if commits else newest), commits
+    if commits:
+        return commits[-1].seq, commits[-1].time_ns, commits
+    return newest, time_of(connection, bucket, newest), commits
+
+
+def check_known(connection: Connection, bucket: int, newest: int, known: int, known_ns: int) -> None:
+    """Raise ``HistoryGone`` unless the log, which reaches to ``newest``, holds the commit somebody heard of.
+
+    ``known_ns`` is its time in nanoseconds, 0 when it was not told. Times tell commits of one number apart: after a
+    server came back from a backup, the next commits have the numbers of lost ones, and times of their own.
+    """
+    if known > newest:
+        raise HistoryGone(f"commit {known} was not made yet, the newest is {newest}")
+    if known_ns and time_of(connection, bucket, known) not in (known_ns, 0):
+        raise HistoryGone(f"commit {known} is another than the one that was known")
+
+
+def time_of(connection: Connection, bucket: int, seq: int) -> int:
+    """The time of a commit in nanoseconds, 0 when the log does not have it."""
+    return connection.execute(_TIME, {"bucket": bucket, "seq": seq}).scalar() or 0
 
 
 def newest_seq(connection: Connection, bucket: int) -> int:

@@ -233,16 +233,21 @@ class Metadata:
             return await self._in(name, past.entries, directory, after, limit, at)
         return await self._in(name, reads.entries, directory, after, limit)
 
-    async def changes(self, name: str, since: int, limit: int, wait: float) -> tuple[int, list[Change]]:
-        """Commits after ``since`` and the newest that they reach; waits up to ``wait`` seconds for the first."""
+    async def changes(
+        self, name: str, since: int, limit: int, wait: float, known: int = 0, known_ns: int = 0
+    ) -> tuple[int, int, list[Change]]:
+        """The newest commit reached, its time, and the commits after ``since``.
+
+        Waits up to ``wait`` seconds for the first. ``known``, ``known_ns``: as ``reads.check_known``.
+        """
         until = time.monotonic() + wait
         woken = False
         while True:
             bucket = (await self.identify(name)).bucket
             news = self._news.of(bucket)
-            seq, found = await self._in(name, reads.changes, since, limit)
+            seq, time_ns, found = await self._in(name, reads.changes, since, limit, known, known_ns)
             if found or woken or self._news.closed or time.monotonic() >= until:
-                return seq, found
+                return seq, time_ns, found
             await self._news.wait(news, bucket, seq, until)
             woken = news.is_set()
 

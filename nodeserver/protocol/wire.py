@@ -207,6 +207,10 @@ class Commit(msgspec.Struct):
     chunks: list[tuple[ChunkId, bytes]] = []
     """Pairs of id and stored form, together at most ``MAX_COMMIT_CHUNKS`` bytes: stored, durably, before the
     operations are applied. So a small change takes one request. What is stored already is left as it is."""
+    known: int = 0
+    """The newest commit its writer heard of, and in ``known_ns`` that commit's time, 0 when it was not told. A server
+    whose log does not hold it came back from an older state: it refuses with ``history-gone`` and applies nothing."""
+    known_ns: int = 0
 
 
 class Result(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -494,9 +498,10 @@ class Change(msgspec.Struct, array_like=True):
 
 
 class Changes(msgspec.Struct):
-    """``GET …/changes?since=SEQ&wait=SECONDS``: commits after ``since``, oldest first, up to ``seq``.
+    """``GET …/changes?since=SEQ&wait=SECONDS&known=SEQ&known_ns=TIME``: commits after ``since``, oldest first.
 
-    Waits up to ``wait`` seconds for the first one. Carries what ``statfs`` needs besides."""
+    They reach to ``seq``. Waits up to ``wait`` seconds for the first one. ``known`` and ``known_ns`` are as those of a
+    ``Commit``. Carries what ``statfs`` needs besides."""
 
     seq: int
     commits: list[Change]
@@ -505,6 +510,8 @@ class Changes(msgspec.Struct):
     """The bucket's setting now."""
     epoch: int = 0
     """Of the cluster map; who knows an older one asks for it."""
+    time_ns: int = 0
+    """Of the commit ``seq``; 0 from a server of an earlier release, or when there is none."""
 
 
 class Usage(msgspec.Struct):
