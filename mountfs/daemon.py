@@ -235,7 +235,7 @@ class Daemon:
             await self._fs.engine.agreed()
         pending = await self._drain(until - trio.current_time())
         told, self._context.untold = self._context.untold, []
-        return {"pending": pending, "told": told}
+        return {"pending": pending, **({"told": told} if told else {})}
 
     async def _stop(self, params: control.Params) -> dict[str, Any]:
         pending = await self._drain(float(params.get("deadline", self._config.drain_deadline)))

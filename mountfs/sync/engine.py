@@ -59,6 +59,7 @@ class Engine:
     def _observed(self, state: State) -> None:
         """The server is there again: nothing waits any longer."""
         if state.connected:
+            self.context.nodes.hope()
             self.hurry()
             event, self._reconnected = self._reconnected, trio.Event()
             event.set()

@@ -66,6 +66,11 @@ class Nodes:
         """How many were sent to nodes that keep chunks."""
         return sum(peer.requests for peer in self._peers.values())
 
+    def hope(self) -> None:
+        """A server answers again: nodes that were left alone may be back too."""
+        for peer in self._peers.values():
+            peer.hope()
+
     # Following the map
 
     def heard(self, epoch: int) -> None:

@@ -76,6 +76,10 @@ class Breaker:
         """Seconds until a request may be let through."""
         return max(0.0, self._opens_until - self._clock())
 
+    def hope(self) -> None:
+        """Something else says that the server is back: the next request may probe at once."""
+        self._opens_until = 0.0
+
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
         """Around one request. Raises CircuitOpen instead of letting it happen."""

@@ -32,6 +32,10 @@ class HttpPeer(Peer):
         self._metadata = metadata_deadline
         self._data = data_deadline
 
+    def hope(self) -> None:
+        """The node may be back: do not leave it alone any longer."""
+        self._node.breaker.hope()
+
     @property
     def requests(self) -> int:
         """How many were sent."""
