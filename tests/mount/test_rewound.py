@@ -106,14 +106,17 @@ def test_what_the_backup_lacks_is_put_back(node: Node, mount: Mount, backup: Bac
 
 
 def test_it_is_noticed_without_being_asked(mount: Mount, backup: Backup, node: Node) -> None:
+    (mount.path / "gone").write_bytes(b"gone")
+    mount.sync()
     backup.make()
     (mount.path / "new").write_bytes(b"new")
+    (mount.path / "gone").unlink()
     mount.sync()
     backup.restore()
     eventually(lambda: mount.status()["rewound"], 30, "it is noticed")
     assert (mount.path / "new").read_bytes() == b"new"
     (mount.path / "another").mkdir()
-    assert sorted(os.listdir(mount.path)) == ["another", "new"]
+    assert sorted(os.listdir(mount.path)) == ["another", "gone", "new"]
 
 
 def test_also_when_the_server_has_moved_on(mount: Mount, backup: Backup, node: Node, make_mount: MakeMount) -> None:
