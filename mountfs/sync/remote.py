@@ -44,6 +44,8 @@ class Remote:
         self._context = context
         self._downloads = downloads
         self._listings: dict[int, trio.Lock] = {}
+        self._kept: set[int] = set()
+        """Buckets that stay though the server lacks them."""
 
     async def _ask(self, bucket: BucketState, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         """An answer that is not older than what we know. Raises OSError."""
@@ -69,13 +71,23 @@ class Remote:
             raise os_error(error) from error
         known = {bucket.name: bucket for bucket in context.buckets.by_id.values()}
         for name, bucket in known.items():
-            if name not in found or found[name].id != bucket.uuid:
+            if name not in found and context.journal.rows(bucket.id, limit=1):
+                self._keep(bucket)
+            elif name not in found or found[name].id != bucket.uuid:
                 self.drop(bucket)
         for name, info in found.items():
             if name not in known or known[name].uuid != info.id:
                 await self.adopt(info, ROOT_INO)
             else:
                 known[name].redundancy = info.redundancy
+
+    def _keep(self, bucket: BucketState) -> None:
+        """The bucket is gone and changes wait for it: it stays readable here."""
+        if bucket.id not in self._kept:
+            self._kept.add(bucket.id)
+            self._context.report(
+                bucket.root, "the server has no such bucket any more, and changes wait for it: copy what you need of it"
+            )
 
     def drop(self, bucket: BucketState) -> None:
         """The bucket is gone: forget all that is known of it."""

@@ -27,7 +27,8 @@ class Backup:
         self.node.start()
 
     def restore(self) -> None:
-        self.node.stop()
+        if self.node.running:
+            self.node.stop()
         shutil.rmtree(self.node.data)
         shutil.copytree(self.copy, self.node.data)
         self.node.start()
@@ -157,7 +158,6 @@ def test_changes_that_wait_come_after_what_is_put_back(mount: Mount, backup: Bac
     os.rename(mount.path / "d/new", mount.path / "d/moved")
     (mount.path / "d/later").write_bytes(b"later")
     whole = tree(mount.path)
-    node.start()
     backup.restore()
     mount.sync()
     eventually(lambda: tree(mount.path) == whole, 10, "all is there")
@@ -185,3 +185,19 @@ def test_content_that_is_nowhere_is_named(mount: Mount, backup: Backup, node: No
     (told,) = mount.status()["rewound"]
     assert told["lost"] == ["d/lost"]
     assert "d/lost" in command("mountfs", "doctor").stdout
+
+
+def test_a_bucket_that_the_backup_lacks_stays_while_changes_wait(
+    backup: Backup, node: Node, make_mount: MakeMount
+) -> None:
+    root = make_mount(node, options=OPTIONS)
+    backup.make()
+    (root.path / "photos").mkdir()
+    (root.path / "photos/sent").write_bytes(b"sent")
+    root.sync()
+    node.stop()
+    (root.path / "photos/waits").write_bytes(b"waits")
+    backup.restore()
+    eventually(lambda: os.listdir(root.path) and "no such bucket" in str(root.status()["errors"]), 30, "it is told")
+    assert (root.path / "photos/waits").read_bytes() == b"waits"
+    assert command("mountfs", "sync", root.path, "--deadline", "1").returncode == 3
