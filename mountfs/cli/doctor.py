@@ -147,7 +147,7 @@ def check_mount(record: mounts.Record) -> Finding:
         return Finding(name, "failed", str(error), f"kill {record.pid}, then {again}")
     if not status["connected"]:
         return Finding(name, "warning", "works without its server", "see the checks of the server")
-    if lost := [f"bucket {it['bucket']}: {it['text']}" for it in status["rewound"] if it["lost"]]:
+    if lost := [f"bucket {it['bucket']}: {it['text']}" for it in status.get("rewound", ()) if it["lost"]]:
         return Finding(name, "warning", "; ".join(lost), f"all names: mountfs status --json {record.mountpoint}")
     return Finding(name, "ok", f"process {record.pid}, connected")
 

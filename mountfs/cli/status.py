@@ -83,7 +83,9 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("process", f"{status['pid']}, running since {_moment(status['started'])}"),
         ("state", status["state"]),
     ]
-    rows += [("restored", f"{_moment(it['time'])}: bucket {it['bucket']}: {it['text']}") for it in status["rewound"]]
+    rows += [
+        ("restored", f"{_moment(it['time'])}: bucket {it['bucket']}: {it['text']}") for it in status.get("rewound", ())
+    ]
     return rows + [("error", f"{_moment(error['time'])}: {error['text']}") for error in status["errors"]]
 
 
