@@ -11,7 +11,7 @@ import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, literal_column, select, union_all
+from sqlalchemy import Column, Connection, Select, and_, bindparam, literal_column, select, union_all
 
 from nodeserver.metadata import tables
 from nodeserver.metadata.rows import Rows, slices
@@ -62,21 +62,26 @@ _STAYS = union_all(
 )
 
 
-def _closure(*, forward: bool) -> Select[Any]:
-    """The files given as ``ids`` and all that they follow, or that follow them."""
+def closure(columns: Sequence[Column[Any]], *, forward: bool) -> Select[Any]:
+    """Columns of the files given as ``ids`` and of all that they follow, or that follow them.
+
+    ``columns`` of the table ``file``; ``id`` and ``follows`` must be among them.
+    """
     here = _file.bucket == bindparam("bucket")
-    first = select(*_RELATIVE).where(here, _file.id.in_(bindparam("ids", expanding=True)))
+    first = select(*columns).where(here, _file.id.in_(bindparam("ids", expanding=True)))
     found = first.cte("found", recursive=True)
     if forward:
-        # As its index has it. Not ``==``: without statistics SQLite then takes the primary key, and reads the bucket.
-        link = and_(_file.follows.between(found.c.id, found.c.id), _file.follows_seq > literal_column("0"))
+        # As its index has it. Without the range SQLite, which has no statistics, takes the primary key and reads the
+        # bucket; without the equality PostgreSQL reads the index.
+        same = and_(_file.follows == found.c.id, _file.follows.between(found.c.id, found.c.id))
+        link = and_(same, _file.follows_seq > literal_column("0"))
     else:
         link = _file.id == found.c.follows
-    further = select(*_RELATIVE).join_from(found, tables.file, and_(here, link))
+    further = select(*columns).join_from(found, tables.file, and_(here, link))
     return select(*found.union(further).c)
 
 
-_BACK, _FORWARD = _closure(forward=False), _closure(forward=True)
+_BACK, _FORWARD = closure(_RELATIVE, forward=False), closure(_RELATIVE, forward=True)
 
 
 def stays(connection: Connection, bucket: int, place: Place) -> list[Stay]:

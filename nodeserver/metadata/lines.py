@@ -6,35 +6,21 @@ import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Select, and_, bindparam, literal_column, select
+from sqlalchemy import Connection, bindparam, select
 
 from nodeserver.metadata import tables
 from nodeserver.metadata.above import Above
 from nodeserver.metadata.database import rows_of
 from nodeserver.metadata.garbage import groups
+from nodeserver.metadata.lineage import closure
 from nodeserver.metadata.thinning import Item, excludes, going
 from nodeserver.protocol.wire import FileId, VersionId
 
 _file, _version, _log = tables.file.c, tables.version.c, tables.commit.c
 
 
-def _closure(*, forward: bool) -> Select[tuple[FileId]]:
-    """The ids of files and of all that they follow, or that follow them."""
-    first = select(_file.id, _file.follows).where(
-        _file.bucket == bindparam("bucket"), _file.id.in_(bindparam("ids", expanding=True))
-    )
-    found = first.cte("found", recursive=True)
-    if forward:
-        link = and_(_file.follows == found.c.id, _file.follows_seq > literal_column("0"))  # as its index has it
-    else:
-        link = _file.id == found.c.follows
-    further = select(_file.id, _file.follows).join_from(
-        found, tables.file, and_(_file.bucket == bindparam("bucket"), link)
-    )
-    return select(found.union(further).c.id)
-
-
-_BACK, _FORWARD = _closure(forward=False), _closure(forward=True)
+_LINKS = (_file.id, _file.follows)
+_BACK, _FORWARD = closure(_LINKS, forward=False), closure(_LINKS, forward=True)
 _TIME = select(_log.time_ns).where(_log.bucket == bindparam("bucket"), _log.seq == bindparam("seq"))
 
 
@@ -97,8 +83,8 @@ def family_of(connection: Connection, bucket: int, file: FileId) -> Family:
     while new := ids - known:
         known = set(ids)
         for some in groups(new):
-            for closure in (_BACK, _FORWARD):
-                ids.update(row.id for row in connection.execute(closure, {"bucket": bucket, "ids": some}))
+            for direction in (_BACK, _FORWARD):
+                ids.update(row.id for row in connection.execute(direction, {"bucket": bucket, "ids": some}))
     members = {member.id: member for member in _members(connection, bucket, ids)}
     versions: dict[FileId, list[Made]] = {}
     for some in groups(members):

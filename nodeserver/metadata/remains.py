@@ -127,7 +127,9 @@ def _going_past(connection: Connection, bucket: int, file: FileId, above: Above,
 
 def _seq_at(bucket: int, time_ns: int) -> ScalarSelect[int]:
     """The newest commit by then."""
-    return select(func.max(_log.seq)).where(_log.bucket == bucket, _log.time_ns <= time_ns).scalar_subquery()
+    # Not max(seq), for which SQLite would read the log from its end back to that time. Times grow with the numbers.
+    query = select(_log.seq).where(_log.bucket == bucket, _log.time_ns <= time_ns)
+    return query.order_by(_log.time_ns.desc()).limit(1).scalar_subquery()
 
 
 def _policy(above: Above, file: FileId) -> Policy:

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterable, Set
 from typing import NamedTuple
 
-from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, func, insert, literal_column, or_, select, update
 
 from nodeserver.metadata import tables
 from nodeserver.metadata.above import Above
@@ -138,7 +138,8 @@ def bypass(connection: Connection, bucket: int, file: FileId) -> None:
     row = connection.execute(
         select(_file.follows, _file.follows_seq).where(_file.bucket == bucket, _file.id == file)
     ).one()
-    followers = and_(_file.bucket == bucket, _file.follows == file, _file.follows_seq > 0)
+    # As the index of followers has it; see ``lineage.closure``.
+    followers = and_(_file.bucket == bucket, _file.follows.between(file, file), _file.follows_seq > literal_column("0"))
     bound = case((_file.follows_seq < row.follows_seq, _file.follows_seq), else_=row.follows_seq)
     connection.execute(update(tables.file).where(followers).values(follows=row.follows, follows_seq=bound))
     # Two that were exchanged continue each other.
@@ -151,7 +152,7 @@ def _candidates(connection: Connection, bucket: int, after: FileId) -> list[File
     query = (
         select(_version.file)
         .join(tables.file, and_(_file.bucket == _version.bucket, _file.id == _version.file))
-        .where(_version.bucket == bucket, _version.file > after)
+        .where(_version.bucket == bucket, _version.file > after, _file.id > after)
         .group_by(_version.file)
         .having(or_(func.count() > 1, func.max(_file.nlink) == 0, func.max(_file.follows_seq) > 0))
         .order_by(_version.file)
