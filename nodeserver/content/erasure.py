@@ -17,7 +17,7 @@ from pyeclib.ec_iface import ECDriver
 from nodeserver.content.codec import MAX_STORED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from typing_extensions import Buffer
 
@@ -121,19 +121,6 @@ def join(fragments: Iterable[Buffer]) -> bytes:
     """
     coding, payloads = _chosen(fragments)
     return _decoded(coding, payloads)
-
-
-def rebuild(fragments: Iterable[Buffer], indexes: Sequence[int]) -> list[bytes]:
-    """The fragments with these indexes, as ``split`` made them, from any k others.
-
-    Raises ``TooFewFragments``, and ``ValueError`` for an index that there is not.
-    """
-    coding, payloads = _chosen(fragments)
-    if wrong := [index for index in indexes if not 0 <= index < coding.k + coding.m]:
-        raise ValueError(f"no fragment {wrong[0]} of {coding.k}+{coding.m}")
-    # Decoding and encoding anew proves the result by the checksum of the whole; only a few fragments more are computed.
-    encoded = _encoded(coding, _decoded(coding, payloads))
-    return [_packed(coding, index, encoded[index]) for index in indexes]
 
 
 def _chosen(fragments: Iterable[Buffer]) -> tuple[Coding, dict[int, memoryview]]:

@@ -58,7 +58,7 @@ SMALL = re.compile(r"(SEARCH|SCAN|Scan on|Scan using \w+ on) (hold|retention|buc
 """Tables that are read whole on purpose, or that are mostly empty."""
 
 BOTH_ENGINES = True
-BEYOND, ROWS = 1 << 40, 1000
+BEYOND, ROWS = 1 << 40, 3000
 """The first number of rows that only fill tables, and how many they are."""
 PAST_FILLING = b"\x00\xff"
 """An id between theirs and those of UUIDs."""
