@@ -295,12 +295,12 @@ class Staging:
     def seal(self, content: Content) -> None:
         """End a generation: what has been written so far is to be sent."""
         if content.dirty:
-            content.dirty = False
-            if content.holes:
-                self._count_holes(content)
             if content.writers:
                 content.sealed = self._freeze(content)
             self._journal.seal(content.ino)
+            content.dirty = False
+            if content.holes:
+                self._count_holes(content)  # can fail; what is sealed goes up all the same
 
     def _count_holes(self, content: Content) -> None:
         """Some of what was a hole may have been written."""
