@@ -21,7 +21,7 @@ import apsw
 
 from mountfs.errors import MountError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the schema below, kept in ``PRAGMA user_version``."""
 
 CHECKPOINT_PAGES = 4000
@@ -112,6 +112,14 @@ CREATE TABLE batch (
     rows BLOB NOT NULL              -- MessagePack of batches.Sent: which journal rows it answers
 );
 
+-- Journal rows that the server refuses for good.
+CREATE TABLE aside (
+    row INTEGER PRIMARY KEY,        -- of journal
+    time INTEGER NOT NULL,          -- of the refusal
+    reason TEXT NOT NULL,           -- the server's words
+    last INTEGER NOT NULL           -- newest row of journal then
+);
+
 -- The chunk cache: plaintext of chunks, in slabs. stamp orders eviction, oldest first.
 CREATE TABLE chunk (
     id BLOB PRIMARY KEY,
@@ -124,7 +132,12 @@ CREATE INDEX chunk_stamp ON chunk (stamp);
 CREATE INDEX chunk_slab ON chunk (slab);
 """
 
-MIGRATIONS: dict[int, str] = {}
+MIGRATIONS: dict[int, str] = {
+    1: (
+        "CREATE TABLE aside (row INTEGER PRIMARY KEY, time INTEGER NOT NULL, reason TEXT NOT NULL,"
+        " last INTEGER NOT NULL)"
+    ),
+}
 """SQL that takes a database from the version given to the next one."""
 
 

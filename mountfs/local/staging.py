@@ -386,6 +386,14 @@ class Staging:
             self._inodes.delete(ino)
         self._cache.free(ranges)
 
+    def abandon(self, ino: int) -> None:
+        """Let the server's content take the place of what was written here to a file, which nobody uses."""
+        ranges = self._db.execute("SELECT slab, position, length FROM staged WHERE ino = ? AND slab", (ino,)).fetchall()
+        with self._db.transaction():
+            self._db.execute("DELETE FROM staged WHERE ino = ?", (ino,))
+            self._inodes.update(ino, content=None, stale=1)
+        self._cache.free(ranges)
+
     def staged_bytes(self) -> int:
         """Bytes that the nodes do not have yet."""
         return int(self._db.execute("SELECT ifnull(sum(length), 0) FROM staged WHERE slab").get)

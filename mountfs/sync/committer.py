@@ -25,6 +25,7 @@ from mountfs.local.journal import Field, Op, Row
 from mountfs.sync.batches import Batch, Sent, build, cancelled
 from mountfs.sync.carry import Chunks, carry
 from mountfs.sync.context import Context
+from mountfs.sync.errors import hopeless
 from mountfs.sync.uploads import Upload, Uploads
 from nodeserver.client import ClientError, QuorumLost, Refused, Unreachable
 from nodeserver.content.manifest import unpack_slices
@@ -61,6 +62,8 @@ class Committer:
         """Why nothing of the last commit was applied."""
         self._failed = -math.inf
         """When the attempt began that the server refused last."""
+        self._most = BATCH_ROWS
+        """Rows for the next commit: halved when the server refuses one for good, to find the row it does not take."""
         self._refused: dict[int, float] = {}
         """When to try a row again that the server refused, in trio time."""
 
@@ -84,8 +87,9 @@ class Committer:
                 await self._drain(nursery)
                 delay = RETRY_FIRST
             except (ClientError, OSError) as error:
-                self._note_failure(error, began)
-                delay = await self._pause(delay)
+                if not hopeless(error):  # else it is set aside, or the search for it goes on
+                    self._note_failure(error, began)
+                    delay = await self._pause(delay)
 
     async def _pause(self, delay: float) -> float:
         """Wait before the next attempt, unless someone hurries; returns the next delay."""
@@ -132,12 +136,15 @@ class Committer:
     def _rows(self, limit: int) -> list[Row]:
         """Rows that nobody has taken and that need not wait."""
         now = trio.current_time()
+        aside = self._context.aside
+        aside.look()
         self._refused = {row: at for row, at in self._refused.items() if at > now}
         journal = self._context.journal
         taken = journal.taken
-        skipped = len(taken) + len(self._refused) + len(journal.held)
+        skipped = len(taken) + len(self._refused) + len(journal.held) + len(aside.rows)
         rows = journal.rows(self._bucket.id, limit=limit + skipped)
-        free = (row for row in rows if row.id not in taken and row.id not in self._refused and not journal.waits(row))
+        rows = [row for row in rows if row.id not in taken and row.id not in aside.rows]
+        free = (row for row in rows if row.id not in self._refused and not journal.waits(row))
         return list(islice(free, limit))
 
     def _select(self) -> list[Row]:
@@ -159,7 +166,7 @@ class Committer:
             rows = list(takewhile(lambda row: row.time <= horizon or row.id <= self._hurried, rows))
         chosen: list[Row] = []
         size = 0
-        for row in rows[:BATCH_ROWS]:
+        for row in rows[: self._most]:
             if row.op == Op.WRITE:
                 inode = context.inodes.get(row.ino)
                 size += inode.size if inode else 0
@@ -180,7 +187,11 @@ class Committer:
         await self._settled()
         rows = self._select()
         while rows:
-            uploads, chunks = await self._send_content(rows)
+            try:
+                uploads, chunks = await self._send_content(rows)
+            except ClientError as error:
+                self._narrow(rows, error)
+                raise
             try:
                 await self._settled()
             except ClientError:  # what comes after it must not go before it
@@ -300,16 +311,29 @@ class Committer:
                 answer = await self._context.client.commit_packed(self._bucket.name, body)
                 self._acknowledged(batch, answer)
             except (ClientError, OSError) as error:
-                if isinstance(error, Refused) and error.code is Code.MISSING_CHUNKS:
+                if isinstance(error, Refused) and (hopeless(error) or error.code is Code.MISSING_CHUNKS):
                     with self._context.db.transaction():
                         self._context.db.execute("DELETE FROM batch WHERE bucket = ?", (self._bucket.id,))
                     self._give_back(batch.rows, batch.uploads.values())
                     self._given_back = error
+                    self._narrow(batch.rows, error)
                     return
                 self._note_failure(error, began)
             else:
                 return
             delay = await self._pause(delay)
+
+    def _narrow(self, rows: list[Row], error: ClientError) -> None:
+        """When these rows were refused for good: find the one that is, by halves, and set it aside."""
+        if not hopeless(error):
+            return
+        self._most = max(1, len(rows) // 2)
+        if len(rows) == 1:
+            context = self._context
+            reason = str(error).replace("operation 0: ", "", 1)
+            context.aside.add(rows[0], reason)
+            context.report(rows[0].ino, f"the server refuses it, the rest goes on; see mountfs refused: {reason}")
+            context.journal.announce()
 
     def _give_back(self, rows: Iterable[Row], uploads: Iterable[Upload]) -> None:
         """Nothing of a commit was applied: its rows go again, with content sent anew."""
@@ -345,6 +369,7 @@ class Committer:
             for row in batch.rows:
                 context.journal.take(row)
             raise
+        self._most = min(BATCH_ROWS, 2 * self._most)
         bucket.known = max(bucket.known, answer.seq)
         context.server_full = False
         for upload, ranges in zip(taken, cached, strict=True):
@@ -397,19 +422,22 @@ class Committer:
         """Return when everything journalled so far is acknowledged, but for content that is being written.
 
         ``ino``: what concerns this file, or the names in this directory. Raises OSError when the server
-        refuses it for good reason: ENOSPC, EDQUOT.
+        refuses it for good reason: ENOSPC, EDQUOT; EIO for what is set aside, when a file is asked for.
         """
         journal = self._context.journal
         last = journal.last()
         asked = trio.current_time()
         self._retry(ino)
         self.hurry()
-        while journal.left(last, ino):
+        aside = self._context.aside
+        while journal.left(last, ino, aside=aside.rows):
             await journal.acknowledged()
             if self._context.server_full and self._failed >= asked:
                 raise OSError(errno.ENOSPC, "the node server's disk is full")
             if ino is not None and ino in self._context.refused:
                 raise OSError(self._context.refused[ino], "the node server refused the content")
+        if ino is not None and aside.concerning(ino, last):
+            raise OSError(errno.EIO, "the node server refuses it; see mountfs refused")
 
     def _retry(self, ino: int | None) -> None:
         """Try content again that was refused before: of a file, or all."""

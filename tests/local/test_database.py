@@ -11,6 +11,9 @@ import pytest
 
 from mountfs.local.database import Database
 
+NEW_TABLES = ("aside",)
+"""Those that the first format did not have."""
+
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
@@ -47,3 +50,15 @@ def test_what_an_inner_transaction_did_goes_with_the_outer_one(db: Database) -> 
         raise ZeroDivisionError
     assert db.get_meta("inner") is None
     assert not db.connection.in_transaction
+
+
+def test_a_database_of_the_first_format_takes_the_steps_it_lacks(tmp_path: Path) -> None:
+    with closing(Database(tmp_path / "state")) as db:
+        db.set_meta("client", b"1")
+        schema = sorted(db.execute("SELECT name, type FROM sqlite_schema"))
+        for table in NEW_TABLES:
+            db.execute(f"DROP TABLE {table}")
+        db.execute("PRAGMA user_version = 1")
+    with closing(Database(tmp_path / "state")) as db:
+        assert db.get_meta("client") == b"1"
+        assert sorted(db.execute("SELECT name, type FROM sqlite_schema")) == schema
