@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import Folder
+from tests.harness import eventually
+from tests.mount.conftest import Folder, need
 from tests.mount.posix import RENAME_EXCHANGE, RENAME_NOREPLACE, fails_with, opened, renameat2
 
 
@@ -178,6 +180,55 @@ def test_times_are_kept_to_the_nanosecond(here: Path, folder: Folder) -> None:
         os.utime(here / str(number), ns=pair)
     folder.remount()
     assert [((now := os.stat(here / str(n))).st_atime_ns, now.st_mtime_ns) for n in range(3)] == times
+
+
+def test_times_out_of_range_become_the_nearest_in_it(here: Path, there: Path, folder: Folder) -> None:
+    first, last = -(1 << 63), (1 << 63) - 1  # nanoseconds: 1677 to 2262
+    early, late = -(10**10) * 10**9, 10**11 * 10**9
+    (here / "file").touch()
+    (here / "directory").mkdir()
+    (here / "link").symlink_to("file")
+    for name in "file", "directory", "link":
+        for asked, kept in ((early, late), (first, last)), ((late, first - 1), (last, first)):
+            os.utime(here / name, ns=asked, follow_symlinks=False)
+            eventually(lambda: times(here / name) == kept)  # noqa: B023
+    folder.remount()
+    assert [times(here / name) for name in ("file", "directory", "link")] == [(last, first)] * 3
+    (there / "old").touch()
+    os.utime(there / "old", ns=(late, late))
+    if times(there / "old")[1] > last:  # else that file system has narrower limits
+        for program in ("cp", "-p"), ("rsync", "-a"):
+            need(program[0])
+            subprocess.run([*program, there / "old", here / program[0]], check=True)
+            eventually(lambda: times(here / program[0])[1] == last)  # noqa: B023
+
+
+def times(path: Path) -> tuple[int, int]:
+    """Of access and modification, in nanoseconds."""
+    status = os.lstat(path)
+    return status.st_atime_ns, status.st_mtime_ns
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes of owner need root")
+def test_extremes_of_numbers_are_kept_or_refused(here: Path, folder: Folder) -> None:
+    most = (1 << 32) - 2  # 2³² - 1 means: do not change
+    (here / "owned").touch(0o7777)
+    os.chown(here / "owned", most, most)
+    os.chmod(here / "owned", 0o7777)
+    os.mknod(here / "device", 0o600 | stat.S_IFBLK, os.makedev(0xFFF, 0xFFFFF))
+    with opened(here, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        with fails_with(errno.EINVAL):
+            os.lseek(fd, -1, os.SEEK_SET)
+        os.lseek(fd, (1 << 63) - 1, os.SEEK_SET)
+        with contextlib.suppress(OSError):
+            os.listdir(fd)
+    with opened(here / "owned", os.O_RDONLY) as fd:
+        assert os.pread(fd, 10, (1 << 63) - 11) == b""
+    folder.remount()
+    status = os.stat(here / "owned")
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (most, most, 0o7777)
+    assert os.stat(here / "device").st_rdev == os.makedev(0xFFF, 0xFFFFF)
+    folder.sync()
 
 
 def test_extended_attributes_are_kept(here: Path, folder: Folder) -> None:
