@@ -139,7 +139,8 @@ class Adapter(pyfuse3.Operations):
     ) -> None:
         self._changes(parent_inode_old, name_old)
         self._changes(parent_inode_new, name_new, errno.EEXIST)
-        await self._fs.tree.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        caller = Caller(ctx.uid, ctx.gid)
+        await self._fs.tree.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, caller)
 
     @guard
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:

@@ -69,6 +69,11 @@ class Row(NamedTuple):
         if self.ino2:
             yield self.ino2
 
+    def follows(self, before: Row) -> bool:
+        """Whether the row was written with the one before it: what RENAME_WHITEOUT leaves where a file was."""
+        old = (Op.RENAME, before.parent, before.name, before.time)
+        return self.op == Op.CREATE and (before.op, self.parent, self.name, self.time) == old
+
 
 _COLUMNS = ", ".join(Row._fields)
 

@@ -166,7 +166,9 @@ class Committer:
             rows = list(takewhile(lambda row: row.time <= horizon or row.id <= self._hurried, rows))
         chosen: list[Row] = []
         size = 0
-        for row in rows[: self._most]:
+        for row in rows:
+            if len(chosen) >= self._most and not (self._most > 1 and row.follows(chosen[-1])):
+                break
             if row.op == Op.WRITE:
                 inode = context.inodes.get(row.ino)
                 size += inode.size if inode else 0

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import socket
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.harness import eventually
 from tests.mount.conftest import Folder, need
-from tests.mount.posix import RENAME_EXCHANGE, RENAME_NOREPLACE, fails_with, opened, renameat2
+from tests.mount.posix import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, fails_with, opened, renameat2
 
 
 def test_names_may_be_255_arbitrary_bytes(here: Path, folder: Folder) -> None:
@@ -171,6 +172,72 @@ def test_rename_noreplace_and_exchange(here: Path, folder: Folder) -> None:
         renameat2(here / "b", here / "absent", RENAME_EXCHANGE)
     with fails_with(errno.EINVAL):
         renameat2(here / "b", here / "b/a", RENAME_EXCHANGE)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root")
+def test_rename_whiteout_leaves_a_device_in_the_same_commit(here: Path, folder: Folder) -> None:
+    for name in "one", "two", "replaced":
+        (here / name).write_text(name)
+    (here / "directory").mkdir()
+    folder.sync()
+    before = folder.node.api("GET", "/buckets/programs")["seq"] if folder.node else 0
+    renameat2(here / "one", here / "directory/moved", RENAME_WHITEOUT)
+    folder.sync()
+    if folder.node:
+        assert folder.node.api("GET", "/buckets/programs")["seq"] == before + 1
+    renameat2(here / "two", here / "replaced", RENAME_WHITEOUT)
+    with fails_with(errno.EEXIST):
+        renameat2(here / "directory/moved", here / "replaced", RENAME_WHITEOUT | RENAME_NOREPLACE)
+    with fails_with(errno.EINVAL):
+        renameat2(here / "directory/moved", here / "replaced", RENAME_WHITEOUT | RENAME_EXCHANGE)
+    folder.remount()
+    for name in "one", "two":
+        status = os.lstat(here / name)
+        assert (status.st_mode, status.st_rdev, status.st_uid) == (stat.S_IFCHR, 0, 0)
+    assert ((here / "directory/moved").read_text(), (here / "replaced").read_text()) == ("one", "two")
+    (here / "one").unlink()
+    (here / "one").touch()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_an_overlay_keeps_its_upper_directory_in_the_folder(here: Path, there: Path, folder: Folder) -> None:
+    lower, merged = there / "lower", there / "merged"
+    for path in lower / "gone", lower / "renamed/below", merged, here / "upper", here / "work":
+        path.mkdir(parents=True)
+    for name in "changed", "removed", "moved", "gone/file", "renamed/below/file":
+        (lower / name).write_text("lower")
+    layers = f"lowerdir={lower},upperdir={here}/upper,workdir={here}/work,redirect_dir=on"
+
+    @contextlib.contextmanager
+    def overlay() -> Iterator[None]:
+        done = subprocess.run(
+            ["mount", "-t", "overlay", "-o", layers, "overlay", merged], capture_output=True, check=False
+        )
+        if done.returncode and b"unknown filesystem" in done.stderr:
+            pytest.skip("the kernel has no overlayfs")
+        assert done.returncode == 0, done.stderr
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", merged], check=True)
+
+    def tree() -> dict[str, str]:
+        return {str(path.relative_to(merged)): path.read_text() for path in merged.rglob("*") if path.is_file()}
+
+    with overlay():
+        (merged / "changed").write_text("upper")
+        (merged / "removed").unlink()
+        (merged / "moved").rename(merged / "renamed/moved")
+        (merged / "renamed").rename(merged / "directory")
+        shutil.rmtree(merged / "gone")
+        (merged / "gone").mkdir()
+        found = tree()
+    assert found == {"changed": "upper", "directory/moved": "lower", "directory/below/file": "lower"}
+    folder.remount()
+    with overlay():
+        assert tree() == found
+        assert sorted(os.listdir(merged)) == ["changed", "directory", "gone"]
+    assert os.listdir(lower / "gone") == ["file"]
 
 
 def test_times_are_kept_to_the_nanosecond(here: Path, folder: Folder) -> None:
