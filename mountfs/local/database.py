@@ -77,6 +77,14 @@ CREATE TABLE dentry (
     PRIMARY KEY (parent, name)
 ) WITHOUT ROWID;
 
+-- Directories that were made here and became others, which the server had under their names. They keep their inode
+-- numbers while the daemon lives, because the kernel knows these.
+CREATE TABLE alias (
+    file_id BLOB PRIMARY KEY,       -- of the directory that the server has
+    ino INTEGER NOT NULL,           -- its number for now
+    own INTEGER NOT NULL            -- the number that it has elsewhere, and here from the next start on
+) WITHOUT ROWID;
+
 -- Content that lies over `inode.content`: a range of a slab, of a chunk, or (neither) zeros.
 CREATE TABLE staged (
     ino INTEGER NOT NULL,
@@ -135,7 +143,8 @@ CREATE INDEX chunk_slab ON chunk (slab);
 MIGRATIONS: dict[int, str] = {
     1: (
         "CREATE TABLE aside (row INTEGER PRIMARY KEY, time INTEGER NOT NULL, reason TEXT NOT NULL,"
-        " last INTEGER NOT NULL)"
+        " last INTEGER NOT NULL);"
+        "CREATE TABLE alias (file_id BLOB PRIMARY KEY, ino INTEGER NOT NULL, own INTEGER NOT NULL) WITHOUT ROWID"
     ),
 }
 """SQL that takes a database from the version given to the next one."""

@@ -49,8 +49,12 @@ RETRY_FIRST, RETRY_MOST = 0.2, 15.0
 class Committer:
     """Drains the journal of one bucket."""
 
-    def __init__(self, context: Context, uploads: Uploads, bucket: BucketState) -> None:
+    def __init__(
+        self, context: Context, uploads: Uploads, bucket: BucketState, merged: Callable[[int, int], None]
+    ) -> None:
+        """``merged`` is told of directories that became others, and by which commit."""
         self._context = context
+        self._merged = merged
         self._uploads = uploads
         self._bucket = bucket
         self._hurried = 0
@@ -359,12 +363,16 @@ class Committer:
             for index, upload in batch.uploads.items()
             if upload.content.ino not in stay
         ]
+        merged: list[int] = []
         try:
             with context.db.transaction():
                 cached = [context.staging.committed(it.snapshot, it.slices, it.version) for it in taken]
                 for op, result in zip(batch.ops, answer.results, strict=True):
                     if result.status in ("conflict", "dropped"):
-                        self._resolve(op, result)
+                        if self._became(op, result):
+                            merged.append(context.inodes.ino(result.file))
+                        else:
+                            self._resolve(op, result)
                 context.db.execute("DELETE FROM batch WHERE bucket = ?", (bucket.id,))
                 context.journal.remove(rows)
         except OSError:
@@ -380,6 +388,8 @@ class Committer:
             context.growth.pop(upload.content.ino, None)
         for upload in refused:
             self._refuse(batch, upload)
+        for ino in merged:
+            self._merged(ino, answer.seq)
         context.cache.sweep()
         context.made_progress()
         context.journal.announce()
@@ -395,6 +405,19 @@ class Committer:
         if context.refused.get(ino) != errno.EDQUOT:
             context.report(ino, "the bucket's quota is exceeded: kept here, and tried again")
         context.refused[ino] = errno.EDQUOT
+
+    def _became(self, op: wire.Op, result: wire.Result) -> bool:
+        """Whether a directory met one that the server has under its name: it is that one from now on.
+
+        Not when that is known here already, under a name it had before.
+        """
+        other, inodes = wire.became(op, result), self._context.inodes
+        if not other or not isinstance(op, wire.Create) or inodes.get(inodes.ino(other)) is not None:
+            return False
+        if (inodes.ino(op.parent), op.name) != (inodes.ino(result.parent), result.name):
+            return False
+        inodes.become(inodes.ino(op.file.id), other)
+        return True
 
     def _resolve(self, op: wire.Op, result: wire.Result) -> None:
         """The server did something else than we did here: what is concerned has to be asked for."""

@@ -11,7 +11,7 @@ import pytest
 
 from mountfs.local.database import Database
 
-NEW_TABLES = ("aside",)
+NEW_TABLES = ("aside", "alias")
 """Those that the first format did not have."""
 
 
