@@ -36,6 +36,17 @@ class PendingStatus(TypedDict):
     """Paths below the mount point, the oldest change first."""
 
 
+class RefusedStatus(TypedDict):
+    """A change that the server refuses for good; ``time`` in seconds since the epoch."""
+
+    path: str
+    operation: str
+    reason: str
+    time: float
+    needed_by: int
+    """Changes that wait for it."""
+
+
 class CacheStatus(TypedDict):
     """The local cache, in bytes. ``dirty`` is the part of ``used`` that cannot be evicted."""
 
@@ -79,6 +90,7 @@ class Status(TypedDict):
     requests: int
     """Sent to servers and nodes since the mount started."""
     pending: PendingStatus
+    refused: list[RefusedStatus]
     cache: CacheStatus
     rewound: list[RewoundStatus]
     errors: list[ErrorStatus]

@@ -25,7 +25,7 @@ from mountfs.local.inodes import Inode
 from mountfs.sync import rewound
 from mountfs.sync.context import Context
 from mountfs.sync.engine import Engine
-from mountfs.vfs import whereabouts
+from mountfs.vfs import refusals, whereabouts
 from mountfs.vfs.filesystem import FileSystem
 from nodeserver import __version__
 from nodeserver.client import BadAnswer, Client, ClientError, Refused, Unreachable, connect
@@ -173,7 +173,13 @@ class Daemon:
         """Mount, serve until the end, and drain."""
         config = self._config
         source = config.url if config.bucket is None else f"{config.url.rstrip('/')}/{config.bucket}"
-        handlers = {"status": self._status, "sync": self._sync, "stop": self._stop, **whereabouts.commands(self._fs)}
+        handlers = {
+            "status": self._status,
+            "sync": self._sync,
+            "stop": self._stop,
+            **whereabouts.commands(self._fs),
+            **refusals.commands(self._fs),
+        }
         with ExitStack() as stack:
             await nursery.start(control.serve, config.state / control.NAME, handlers)
             stack.enter_context(session.mounted(self._fs, config.mountpoint, source))
@@ -187,6 +193,7 @@ class Daemon:
             await session.serve()
             self._fs.files.release_all()
             left = await self._fs.drain(config.drain_deadline if not self._stopping.is_set() else 0)
+            left += refusals.named(self._fs)
         if left:
             raise Pending(f"not on the nodes yet, to be sent at the next mount: {', '.join(left)}")
 
@@ -240,7 +247,7 @@ class Daemon:
     async def _stop(self, params: control.Params) -> dict[str, Any]:
         pending = await self._drain(float(params.get("deadline", self._config.drain_deadline)))
         self._stopping.set()
-        return {"pending": pending}
+        return {"pending": pending + refusals.named(self._fs)}
 
     async def _status(self, _params: control.Params) -> dict[str, Any]:
         context, config = self._context, self._config
@@ -260,6 +267,7 @@ class Daemon:
             "nodes": context.nodes.states(),
             "requests": context.client.requests + context.nodes.requests,
             "pending": {"operations": context.journal.count, "bytes": dirty, "files": self._fs.pending_names()},
+            "refused": refusals.listed(self._fs),
             "cache": {"used": used, "cap": cap, "dirty": dirty},
             "rewound": [
                 {"bucket": bucket, "time": it.time, "text": it.text(), "lost": it.lost}

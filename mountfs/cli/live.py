@@ -59,6 +59,12 @@ def drain(record: mounts.Record, command: str, params: dict[str, Any], *, deadli
     return pending
 
 
+def refused(record: mounts.Record, target: Path, command: str = "refused") -> dict[str, Any]:
+    """Ask the mount what the server refuses of ``target`` and what is below it, or command something about that."""
+    below = str(target.relative_to(record.mountpoint))
+    return control.call(record.control, command, {"below": "" if below == "." else below}, timeout=GRACE)
+
+
 def name_pending(names: Iterable[str]) -> None:
     """List what is not on the nodes yet, on standard error."""
     names = list(names)

@@ -18,6 +18,7 @@ VERBS = {
     "log": "Show what happened to a file or below a directory.",
     "mount": "Mount the buckets of a node server.",
     "purge": "Destroy history of a file for good.",
+    "refused": "Show, retry or drop changes that the server refuses.",
     "restore": "Make a file or directory what it was.",
     "retention": "Show or set which versions are kept.",
     "status": "Show how mounts are doing.",

@@ -20,6 +20,9 @@ IGNORED = {
 """For mount(8), systemd or the kernel, or what a mount is anyway."""
 IGNORED_PREFIXES = ("x-", "X-", "comment=", "user=", "helper=", "uhelper=")
 
+ID_MAX = (1 << 32) - 2
+"""The largest number of a user or group: one more means none."""
+
 _UNITS = {unit: 1024**power for power, unit in enumerate("BKMGTP")}
 
 
@@ -28,7 +31,10 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not match:
         raise ValueError(f"{text!r} is not a size, such as 500M or 10G")
-    return int(float(match[1]) * _UNITS[match[2].upper() or "B"])
+    size = float(match[1]) * _UNITS[match[2].upper() or "B"]
+    if size >= 1 << 63:
+        raise ValueError(f"{text!r} is out of range")
+    return int(size)
 
 
 def show_size(size: float) -> str:
@@ -74,6 +80,15 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _number(most: int, base: int = 10) -> Callable[[str], int]:
+    def check(text: str) -> int:
+        if not 0 <= (number := int(text, base)) <= most:
+            raise ValueError("out of range")
+        return number
+
+    return check
+
+
 FLAGS = {
     "ro": ("ro", True),
     "allow_other": ("allow_other", True),
@@ -89,9 +104,9 @@ FLAGS = {
     "nowriteback": ("writeback", False),
 }
 VALUES: dict[str, Callable[[str], Any]] = {
-    "uid": int,
-    "gid": int,
-    "umask": lambda text: int(text, 8),
+    "uid": _number(ID_MAX),
+    "gid": _number(ID_MAX),
+    "umask": _number(0o777, 8),
     "close": _one_of("local", "cluster"),
     "versions": _one_of("hidden", "root", "off"),
     "versions_name": _file_name,

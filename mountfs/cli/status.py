@@ -79,6 +79,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("pending", f"{pending['operations']} operations, {show_size(pending['bytes'])}"),
         *(("", name) for name in pending["files"][: live.SHOWN]),
         *([("", f"and {len(pending['files']) - live.SHOWN} more")] if len(pending["files"]) > live.SHOWN else []),
+        *((("refused" if first else ""), line) for first, line in _refused(status.get("refused", []))),
         ("cache", f"{show_size(cache['used'])} of {show_size(cache['cap'])}, {show_size(cache['dirty'])} not yet sent"),
         ("process", f"{status['pid']}, running since {_moment(status['started'])}"),
         ("state", status["state"]),
@@ -87,6 +88,14 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("restored", f"{_moment(it['time'])}: bucket {it['bucket']}: {it['text']}") for it in status.get("rewound", ())
     ]
     return rows + [("error", f"{_moment(error['time'])}: {error['text']}") for error in status["errors"]]
+
+
+def _refused(refused: list[dict[str, Any]]) -> list[tuple[bool, str]]:
+    """What the server refuses for good, and whether it is the first line."""
+    lines = [f"{one['path']}: {one['reason']}" for one in refused[: live.SHOWN]]
+    if len(refused) > live.SHOWN:
+        lines.append(f"and {len(refused) - live.SHOWN} more, see mountfs refused list")
+    return [(not number, line) for number, line in enumerate(lines)]
 
 
 def _nodes(nodes: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -27,3 +27,7 @@ def command(path: Path, deadline: float | None) -> None:
     if pending:
         live.name_pending(pending)
         raise Pending(f"{path}: {len(pending)} not on the nodes yet; see mountfs status")
+    if refused := live.refused(record, target)["refused"]:
+        for one in refused[: live.SHOWN]:
+            click.echo(f"refused: {one['path']}: {one['reason']}", err=True)
+        raise Pending(f"{path}: {len(refused)} refused by the server, the rest is on the nodes; see mountfs refused")

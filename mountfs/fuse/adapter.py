@@ -139,7 +139,8 @@ class Adapter(pyfuse3.Operations):
     ) -> None:
         self._changes(parent_inode_old, name_old)
         self._changes(parent_inode_new, name_new, errno.EEXIST)
-        await self._fs.tree.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        caller = Caller(ctx.uid, ctx.gid)
+        await self._fs.tree.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, caller)
 
     @guard
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -225,10 +226,11 @@ class Adapter(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         if inode >= VIRTUAL:
             return self._opened(await self._past.open(inode, flags))
-        return self._opened(await self._fs.files.open(inode, flags))
+        handle = await self._fs.files.open(inode, flags)
+        return self._opened(handle, direct=self._fs.files.direct(handle))
 
-    def _opened(self, handle: int) -> FileInfo:
-        return FileInfo(fh=FileHandleT(handle), keep_cache=True)
+    def _opened(self, handle: int, *, direct: bool = False) -> FileInfo:
+        return FileInfo(fh=FileHandleT(handle), keep_cache=not direct, direct_io=direct)
 
     @guard
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:

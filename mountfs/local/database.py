@@ -13,7 +13,6 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +21,7 @@ import apsw
 
 from mountfs.errors import MountError
 
-FORMAT = 2
+FORMAT = 3
 """Version of the schema below, kept in ``PRAGMA user_version``."""
 
 CHECKPOINT_PAGES = 4000
@@ -83,6 +82,14 @@ CREATE TABLE dentry (
     PRIMARY KEY (parent, name)
 ) WITHOUT ROWID;
 
+-- Directories that were made here and became others, which the server had under their names. They keep their inode
+-- numbers while the daemon lives, because the kernel knows these.
+CREATE TABLE alias (
+    file_id BLOB PRIMARY KEY,       -- of the directory that the server has
+    ino INTEGER NOT NULL,           -- its number for now
+    own INTEGER NOT NULL            -- the number that it has elsewhere, and here from the next start on
+) WITHOUT ROWID;
+
 -- Content that lies over `inode.content`: a range of a slab, of a chunk, or (neither) zeros.
 CREATE TABLE staged (
     ino INTEGER NOT NULL,
@@ -118,6 +125,14 @@ CREATE TABLE batch (
     rows BLOB NOT NULL              -- MessagePack of batches.Sent: which journal rows it answers
 );
 
+-- Journal rows that the server refuses for good.
+CREATE TABLE aside (
+    row INTEGER PRIMARY KEY,        -- of journal
+    time INTEGER NOT NULL,          -- of the refusal
+    reason TEXT NOT NULL,           -- the server's words
+    last INTEGER NOT NULL           -- newest row of journal then
+);
+
 -- The chunk cache: plaintext of chunks, in slabs. stamp orders eviction, oldest first.
 CREATE TABLE chunk (
     id BLOB PRIMARY KEY,
@@ -136,7 +151,12 @@ ALTER TABLE bucket ADD COLUMN known INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE bucket ADD COLUMN known_ns INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE bucket ADD COLUMN rewound BLOB;
 UPDATE bucket SET known = seq;
-"""
+""",
+    2: (
+        "CREATE TABLE aside (row INTEGER PRIMARY KEY, time INTEGER NOT NULL, reason TEXT NOT NULL,"
+        " last INTEGER NOT NULL);"
+        "CREATE TABLE alias (file_id BLOB PRIMARY KEY, ino INTEGER NOT NULL, own INTEGER NOT NULL) WITHOUT ROWID"
+    ),
 }
 """SQL that takes a database from the version given to the next one."""
 
@@ -185,12 +205,8 @@ class Database:
             self.execute(f"PRAGMA user_version = {FORMAT}")
 
     def transaction(self) -> Transaction:
-        """``with db.transaction():`` everything inside happens, or nothing."""
+        """``with db.transaction():`` everything inside happens, or nothing; one inside another is a part of that."""
         return Transaction(self)
-
-    def nested(self) -> AbstractContextManager[None]:
-        """As :meth:`transaction`, or part of the one that is open."""
-        return nullcontext() if self.connection.in_transaction else self.transaction()
 
     def get_meta(self, key: str) -> bytes | None:
         """A fact from ``meta``, None when it was never set."""
@@ -218,25 +234,27 @@ class Database:
 
 
 class Transaction:
-    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when an exception leaves the block.
+    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when an exception leaves the block. Inside another it is a savepoint.
 
     Raises OSError(ENOSPC) when the disk is full.
     """
 
-    __slots__ = ("_db",)
+    __slots__ = ("_db", "_inner")
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._inner = False
 
     def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
+        self._inner = self._db.connection.in_transaction
+        self._db.execute("SAVEPOINT part" if self._inner else "BEGIN IMMEDIATE")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
             try:
-                self._db.execute("COMMIT")
+                self._db.execute("RELEASE part" if self._inner else "COMMIT")
             except apsw.Error as failure:
                 self._rollback()
                 raise _os_error(failure) from failure
@@ -246,8 +264,8 @@ class Transaction:
                 raise _os_error(error) from error
 
     def _rollback(self) -> None:
-        if self._db.connection.in_transaction:
-            self._db.execute("ROLLBACK")
+        if self._db.connection.in_transaction:  # else SQLite has rolled back everything
+            self._db.execute("ROLLBACK TO part; RELEASE part" if self._inner else "ROLLBACK")
         for callback in self._db.after_rollback:
             callback()
 

@@ -64,6 +64,8 @@ NEAR_NS = 10_000_000
 """Times that differ by less need not be kept apart over a crash."""
 TIMES_HELD = 1024
 """Times not yet written to their rows."""
+_NUMBERS = {"inode": ("ino", "parent"), "dentry": ("parent", "ino"), "journal": ("ino", "parent", "ino2", "parent2")}
+"""Columns with the inode numbers of directories."""
 _INSERT = f"INSERT OR REPLACE INTO inode ({COLUMNS}, content) VALUES ({', '.join('?' * (len(Inode._fields) + 1))})"  # noqa: S608
 _GET = f"SELECT {COLUMNS} FROM inode WHERE ino = ?"  # noqa: S608
 _LIST = (
@@ -96,14 +98,41 @@ class Inodes:
         self.root_file: bytes | None = None
         """The file that is the root of the mount, when a single bucket is mounted."""
         self._known: dict[int, Inode] = {}
+        self._settle_aliases()
+        self._aliases: dict[bytes, int] = {}
+        """Inode numbers of directories that have others than by their ids."""
         db.after_rollback.append(self.forget)
+        db.after_rollback.append(self._load_aliases)
         self._times: dict[int, tuple[int, int]] = {}
         """mtime and ctime by inode, newer than in the row: they change with every write and name, and are not
         worth a page of the log each. The journal's rows tell them well enough after a crash."""
 
     def ino(self, file_id: bytes) -> int:
         """The inode number of a file."""
-        return ROOT_INO if file_id == self.root_file else ino_of(file_id)
+        if file_id == self.root_file:
+            return ROOT_INO
+        return (self._aliases and self._aliases.get(file_id)) or ino_of(file_id)
+
+    def become(self, ino: int, file_id: bytes) -> None:
+        """A directory is the one that the server has under that id; inside the caller's transaction."""
+        self.update(ino, file_id=file_id, stale=1, complete=0)
+        self._execute("INSERT OR REPLACE INTO alias VALUES (?, ?, ?)", (file_id, ino, ino_of(file_id)))
+        self._aliases[file_id] = ino
+
+    def _load_aliases(self) -> None:
+        self._aliases = dict(self._execute("SELECT file_id, ino FROM alias"))
+
+    def _settle_aliases(self) -> None:
+        """Give directories that became others the numbers of these: the kernel knows none yet."""
+        if not self._execute("SELECT EXISTS (SELECT 1 FROM alias)").get:
+            return
+        with self._db.transaction():
+            for table, columns in _NUMBERS.items():
+                for column in columns:
+                    own = f"SELECT own FROM alias WHERE alias.ino = {table}.{column}"  # noqa: S608
+                    where = f"{column} IN (SELECT ino FROM alias)"  # noqa: S608
+                    self._execute(f"UPDATE OR REPLACE {table} SET {column} = ({own}) WHERE {where}")  # noqa: S608
+            self._execute("DELETE FROM alias")
 
     def get(self, ino: int) -> Inode | None:
         inode = self._known.get(ino)
@@ -137,7 +166,7 @@ class Inodes:
             values = [(mtime, ctime, ino) for ino, (mtime, ctime) in self._times.items()]
             self._times.clear()
             self._known.clear()
-            with self._db.nested():
+            with self._db.transaction():
                 self._db.executemany("UPDATE inode SET mtime = ?, ctime = ? WHERE ino = ?", values)
 
     def near(self, ino: int, mtime: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import trio
@@ -69,7 +69,14 @@ class Row(NamedTuple):
         if self.ino2:
             yield self.ino2
 
+    def follows(self, before: Row) -> bool:
+        """Whether the row was written with the one before it: what RENAME_WHITEOUT leaves where a file was."""
+        old = (Op.RENAME, before.parent, before.name, before.time)
+        return self.op == Op.CREATE and (before.op, self.parent, self.name, self.time) == old
 
+
+BEFORE_ALL = -(1 << 63)
+"""Less than the id of any row."""
 _COLUMNS = ", ".join(Row._fields)
 
 
@@ -201,10 +208,16 @@ class Journal:
         event, self._acknowledged = self._acknowledged, trio.Event()
         event.set()
 
-    def rows(self, bucket: int | None = None, limit: int = -1) -> list[Row]:
+    def rows(self, bucket: int | None = None, after: int = BEFORE_ALL, limit: int = -1) -> list[Row]:
         """Rows in order, of one bucket or all."""
-        query = f"SELECT {_COLUMNS} FROM journal WHERE bucket = ifnull(?, bucket) ORDER BY id LIMIT ?"  # noqa: S608
-        return [Row._make(row) for row in self._db.execute(query, (bucket, limit))]
+        query = f"SELECT {_COLUMNS} FROM journal WHERE id > ? AND bucket = ifnull(?, bucket) ORDER BY id LIMIT ?"  # noqa: S608
+        return [Row._make(row) for row in self._db.execute(query, (after, bucket, limit))]
+
+    def some(self, ids: Iterable[int]) -> list[Row]:
+        """These rows, in order, as far as they are there."""
+        query = f"SELECT {_COLUMNS} FROM journal WHERE id = ?"  # noqa: S608
+        found = (self._db.execute(query, (row_id,)).fetchone() for row_id in sorted(ids))
+        return [Row._make(row) for row in found if row]
 
     def of_ino(self, ino: int) -> list[Row]:
         """Rows that concern an inode. Scans the journal: not for the hot path."""
@@ -224,13 +237,14 @@ class Journal:
         row = self._db.execute("SELECT time FROM journal ORDER BY id LIMIT 1").fetchone()
         return row[0] if row else None
 
-    def left(self, up_to: int, ino: int | None = None) -> bool:
-        """Whether a row up to the id ``up_to`` is here that need not wait: of any, or concerning ``ino``."""
+    def left(self, up_to: int, ino: int | None = None, *, aside: Collection[int] = ()) -> bool:
+        """Whether a row up to the id ``up_to`` is here, of any or concerning ``ino``, that need not wait and is not
+        set ``aside``."""
         where = "id <= ?" if ino is None else "id <= ? AND ? IN (ino, ino2, parent, parent2)"
         values = (up_to,) if ino is None else (up_to, ino)
-        query = f"SELECT op, ino FROM journal WHERE {where} LIMIT ?"  # noqa: S608
-        rows = self._db.execute(query, (*values, len(self.held) + 1))
-        return any(op != Op.WRITE or row_ino not in self.held for op, row_ino in rows)
+        query = f"SELECT id, op, ino FROM journal WHERE {where} LIMIT ?"  # noqa: S608
+        rows = self._db.execute(query, (*values, len(self.held) + len(aside) + 1))
+        return any(row not in aside and (op != Op.WRITE or row_ino not in self.held) for row, op, row_ino in rows)
 
     async def added(self) -> None:
         """Return when a row is added, or may go."""

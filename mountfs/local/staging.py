@@ -295,12 +295,12 @@ class Staging:
     def seal(self, content: Content) -> None:
         """End a generation: what has been written so far is to be sent."""
         if content.dirty:
-            content.dirty = False
-            if content.holes:
-                self._count_holes(content)
             if content.writers:
                 content.sealed = self._freeze(content)
             self._journal.seal(content.ino)
+            content.dirty = False
+            if content.holes:
+                self._count_holes(content)  # can fail; what is sealed goes up all the same
 
     def _count_holes(self, content: Content) -> None:
         """Some of what was a hole may have been written."""
@@ -396,6 +396,14 @@ class Staging:
         with self._db.transaction():
             self._db.execute("DELETE FROM staged WHERE ino = ?", (ino,))
             self._inodes.delete(ino)
+        self._cache.free(ranges)
+
+    def abandon(self, ino: int) -> None:
+        """Let the server's content take the place of what was written here to a file, which nobody uses."""
+        ranges = self._db.execute("SELECT slab, position, length FROM staged WHERE ino = ? AND slab", (ino,)).fetchall()
+        with self._db.transaction():
+            self._db.execute("DELETE FROM staged WHERE ino = ?", (ino,))
+            self._inodes.update(ino, content=None, stale=1)
         self._cache.free(ranges)
 
     def staged_bytes(self) -> int:

@@ -25,6 +25,7 @@ from mountfs.local.journal import Field, Op, Row
 from mountfs.sync.batches import Batch, Sent, build, cancelled
 from mountfs.sync.carry import Chunks, carry
 from mountfs.sync.context import Context
+from mountfs.sync.errors import hopeless
 from mountfs.sync.rewound import PutBack
 from mountfs.sync.uploads import Upload, Uploads
 from nodeserver.client import ClientError, QuorumLost, Refused, Unreachable
@@ -44,13 +45,19 @@ EAGER_ROWS = 500
 """With so many rows waiting there is nothing to settle for."""
 RETRY_FIRST, RETRY_MOST = 0.2, 15.0
 """Seconds between attempts while the server does not take what is sent."""
+ANEW = (Code.MISSING_CHUNKS, Code.HISTORY_GONE)
+"""Refusals of which a batch has to be made anew, with what the server lacked."""
 
 
 class Committer:
     """Drains the journal of one bucket."""
 
-    def __init__(self, context: Context, uploads: Uploads, bucket: BucketState) -> None:
+    def __init__(
+        self, context: Context, uploads: Uploads, bucket: BucketState, merged: Callable[[int, int], None]
+    ) -> None:
+        """``merged`` is told of directories that became others, and by which commit."""
         self._context = context
+        self._merged = merged
         self._uploads = uploads
         self._bucket = bucket
         self._hurried = 0
@@ -62,6 +69,8 @@ class Committer:
         """Why nothing of the last commit was applied."""
         self._failed = -math.inf
         """When the attempt began that the server refused last."""
+        self._most = BATCH_ROWS
+        """Rows for the next commit: halved when the server refuses one for good, to find the row it does not take."""
         self._refused: dict[int, float] = {}
         """When to try a row again that the server refused, in trio time."""
         self._forgotten: trio.Event | None = None
@@ -98,8 +107,9 @@ class Committer:
                 await self._drain(nursery)
                 delay = RETRY_FIRST
             except (ClientError, OSError) as error:
-                self._note_failure(error, began)
-                delay = await self._pause(delay)
+                if not hopeless(error):  # else it is set aside, or the search for it goes on
+                    self._note_failure(error, began)
+                    delay = await self._pause(delay)
 
     async def _compare(self, done: trio.Event) -> None:
         """Journal what the server lacks, while nothing is on its way. Raises ClientError, OSError."""
@@ -154,12 +164,15 @@ class Committer:
     def _rows(self, limit: int) -> list[Row]:
         """Rows that nobody has taken and that need not wait."""
         now = trio.current_time()
+        aside = self._context.aside
+        aside.look()
         self._refused = {row: at for row, at in self._refused.items() if at > now}
         journal = self._context.journal
         taken = journal.taken
-        skipped = len(taken) + len(self._refused) + len(journal.held)
+        skipped = len(taken) + len(self._refused) + len(journal.held) + len(aside.rows)
         rows = journal.rows(self._bucket.id, limit=limit + skipped)
-        free = (row for row in rows if row.id not in taken and row.id not in self._refused and not journal.waits(row))
+        rows = [row for row in rows if row.id not in taken and row.id not in aside.rows]
+        free = (row for row in rows if row.id not in self._refused and not journal.waits(row))
         return list(islice(free, limit))
 
     def _select(self) -> list[Row]:
@@ -181,7 +194,9 @@ class Committer:
             rows = list(takewhile(lambda row: row.time <= horizon or row.id <= self._hurried, rows))
         chosen: list[Row] = []
         size = 0
-        for row in rows[:BATCH_ROWS]:
+        for row in rows:
+            if len(chosen) >= self._most and not (self._most > 1 and row.follows(chosen[-1])):
+                break
             if row.op == Op.WRITE:
                 inode = context.inodes.get(row.ino)
                 size += inode.size if inode else 0
@@ -202,7 +217,11 @@ class Committer:
         await self._settled()
         rows = self._select()
         while rows:
-            uploads, chunks = await self._send_content(rows)
+            try:
+                uploads, chunks = await self._send_content(rows)
+            except ClientError as error:
+                self._narrow(rows, error)
+                raise
             try:
                 await self._settled()
             except ClientError:  # what comes after it must not go before it
@@ -324,18 +343,31 @@ class Committer:
                 answer = await self._context.client.commit_packed(self._bucket.name, body)
                 self._acknowledged(batch, answer)
             except (ClientError, OSError) as error:
-                if isinstance(error, Refused) and error.code in (Code.MISSING_CHUNKS, Code.HISTORY_GONE):
+                if isinstance(error, Refused) and (hopeless(error) or error.code in ANEW):
                     if error.code is Code.HISTORY_GONE and self._forgotten is None:
                         self._forgotten = trio.Event()
                     with self._context.db.transaction():
                         self._context.db.execute("DELETE FROM batch WHERE bucket = ?", (self._bucket.id,))
                     self._give_back(batch.rows, batch.uploads.values())
                     self._given_back = error
+                    self._narrow(batch.rows, error)
                     return
                 self._note_failure(error, began)
             else:
                 return
             delay = await self._pause(delay)
+
+    def _narrow(self, rows: list[Row], error: ClientError) -> None:
+        """When these rows were refused for good: find the one that is, by halves, and set it aside."""
+        if not hopeless(error):
+            return
+        self._most = max(1, len(rows) // 2)
+        if len(rows) == 1:
+            context = self._context
+            reason = str(error).replace("operation 0: ", "", 1)
+            context.aside.add(rows[0], reason)
+            context.report(rows[0].ino, f"the server refuses it, the rest goes on; see mountfs refused: {reason}")
+            context.journal.announce()
 
     def _give_back(self, rows: Iterable[Row], uploads: Iterable[Upload]) -> None:
         """Nothing of a commit was applied: its rows go again, with content sent anew."""
@@ -359,12 +391,16 @@ class Committer:
             for index, upload in batch.uploads.items()
             if upload.content.ino not in stay
         ]
+        merged: list[int] = []
         try:
             with context.db.transaction():
                 cached = [context.staging.committed(it.snapshot, it.slices, it.version) for it in taken]
                 for op, result in zip(batch.ops, answer.results, strict=True):
                     if result.status in ("conflict", "dropped"):
-                        self._resolve(op, result)
+                        if self._became(op, result):
+                            merged.append(context.inodes.ino(result.file))
+                        else:
+                            self._resolve(op, result)
                 context.db.execute("DELETE FROM batch WHERE bucket = ?", (bucket.id,))
                 context.journal.remove(rows)
                 context.buckets.heard(bucket, answer.seq, answer.time_ns)
@@ -373,6 +409,7 @@ class Committer:
             for row in batch.rows:
                 context.journal.take(row)
             raise
+        self._most = min(BATCH_ROWS, 2 * self._most)
         context.server_full = False
         for upload, ranges in zip(taken, cached, strict=True):
             context.staging.settle(upload.snapshot, upload.slices, upload.version, ranges)
@@ -380,6 +417,8 @@ class Committer:
             context.growth.pop(upload.content.ino, None)
         for upload in refused:
             self._refuse(batch, upload)
+        for ino in merged:
+            self._merged(ino, answer.seq)
         context.cache.sweep()
         context.made_progress()
         context.journal.announce()
@@ -395,6 +434,19 @@ class Committer:
         if context.refused.get(ino) != errno.EDQUOT:
             context.report(ino, "the bucket's quota is exceeded: kept here, and tried again")
         context.refused[ino] = errno.EDQUOT
+
+    def _became(self, op: wire.Op, result: wire.Result) -> bool:
+        """Whether a directory met one that the server has under its name: it is that one from now on.
+
+        Not when that is known here already, under a name it had before.
+        """
+        other, inodes = wire.became(op, result), self._context.inodes
+        if not other or not isinstance(op, wire.Create) or inodes.get(inodes.ino(other)) is not None:
+            return False
+        if (inodes.ino(op.parent), op.name) != (inodes.ino(result.parent), result.name):
+            return False
+        inodes.become(inodes.ino(op.file.id), other)
+        return True
 
     def _resolve(self, op: wire.Op, result: wire.Result) -> None:
         """The server did something else than we did here: what is concerned has to be asked for."""
@@ -424,19 +476,22 @@ class Committer:
         """Return when everything journalled so far is acknowledged, but for content that is being written.
 
         ``ino``: what concerns this file, or the names in this directory. Raises OSError when the server
-        refuses it for good reason: ENOSPC, EDQUOT.
+        refuses it for good reason: ENOSPC, EDQUOT; EIO for what is set aside, when a file is asked for.
         """
         journal = self._context.journal
         last = journal.last()
         asked = trio.current_time()
         self._retry(ino)
         self.hurry()
-        while journal.left(last, ino):
+        aside = self._context.aside
+        while journal.left(last, ino, aside=aside.rows):
             await journal.acknowledged()
             if self._context.server_full and self._failed >= asked:
                 raise OSError(errno.ENOSPC, "the node server's disk is full")
             if ino is not None and ino in self._context.refused:
                 raise OSError(self._context.refused[ino], "the node server refused the content")
+        if ino is not None and aside.concerning(ino, last):
+            raise OSError(errno.EIO, "the node server refuses it; see mountfs refused")
 
     def _retry(self, ino: int | None) -> None:
         """Try content again that was refused before: of a file, or all."""

@@ -12,11 +12,12 @@ from pathlib import Path
 import trio
 
 from mountfs.config import MountConfig
+from mountfs.local.aside import Aside
 from mountfs.local.buckets import Buckets
 from mountfs.local.cache import Cache
 from mountfs.local.database import Database
 from mountfs.local.inodes import Inodes
-from mountfs.local.journal import Journal, Op
+from mountfs.local.journal import Journal, Op, Row
 from mountfs.local.slabs import Slabs
 from mountfs.local.staging import Staging
 from mountfs.sync.nodes import Nodes
@@ -59,6 +60,7 @@ class Context:
         self.client = client
         self.inodes = Inodes(db)
         self.journal = Journal(db)
+        self.aside = Aside(db, self.inodes, self.journal)
         self.buckets = Buckets(db)
         self.slabs = Slabs(config.state / "slabs")
         self.cache = Cache(db, self.slabs, config.cache_size)
@@ -121,7 +123,16 @@ class Context:
 
     def unsent(self) -> bool:
         """Whether anything waits for the nodes."""
-        return self.journal.count > 0 or any(content.dirty for content in self.staging.contents.values())
+        return self.journal.count > len(self.aside.rows) or any(
+            content.dirty for content in self.staging.contents.values()
+        )
+
+    def path_of(self, row: Row) -> str:
+        """A path of what a row of the journal is about, for people."""
+        if not row.parent:
+            return self.inodes.path(row.ino) or "."
+        parent, name = (row.parent2, row.name2) if row.parent2 else (row.parent, row.name)
+        return "/".join(filter(None, (self.inodes.path(parent), name.decode(errors="backslashreplace"))))
 
     def report(self, ino: int, message: str) -> None:
         """Log a problem and remember it for ``mountfs status``."""

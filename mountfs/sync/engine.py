@@ -73,7 +73,7 @@ class Engine:
         if bucket.id not in self._committers:
             scope = self._scopes[bucket.id] = trio.CancelScope()
             self._looked[bucket.id] = trio.Event()
-            self._committers[bucket.id] = Committer(self.context, self.uploads, bucket)
+            self._committers[bucket.id] = Committer(self.context, self.uploads, bucket, self._merged)
             self._nursery.start_soon(self._care, bucket, scope)
 
     def _unwatch(self, row_id: int) -> None:
@@ -85,6 +85,32 @@ class Engine:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._committers[bucket.id].run, nursery)
                 nursery.start_soon(self._follow, bucket)
+
+    def _merged(self, ino: int, seq: int) -> None:
+        """A directory made here became, by commit ``seq``, one that others had made: show what that has."""
+        self.context.kernel.inode(ino)
+        for place in self.context.inodes.names(ino):
+            self.remote.merged[place] = seq
+        known = set(self.context.inodes.names_between(ino, b"", None))
+        self._nursery.start_soon(self._show, ino, known)
+
+    async def _show(self, ino: int, known: set[bytes]) -> None:
+        """Tell the kernel of the names in a directory that are not ``known``: it may take them for free."""
+        delay = FEED_RETRY_FIRST
+        inodes = self.context.inodes
+        while (directory := inodes.get(ino)) is not None and directory.nlink:
+            try:
+                await self.remote.complete(directory)
+            except OSError as error:
+                log.debug("listing %s: %s", inodes.path(ino), error)
+                with trio.move_on_after(delay):
+                    await self._reconnected.wait()
+                delay = min(delay * 2, FEED_RETRY_MOST)
+                continue
+            for name in inodes.names_between(ino, b"", None):
+                if name not in known:
+                    self.context.kernel.entry(ino, name)
+            break
 
     async def _follow(self, bucket: BucketState) -> None:
         """Apply what others change, as it happens."""

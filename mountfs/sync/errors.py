@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterator
+from http import HTTPStatus
 
 import trio
 
@@ -21,6 +22,15 @@ _ERRNO = {
     Code.INVALID_NAME: errno.EINVAL,
     Code.FULL: errno.ENOSPC,
 }
+
+_HOPELESS = {Code.MALFORMED, Code.INVALID_NAME, Code.TOO_LARGE}
+
+
+def hopeless(error: Exception) -> bool:
+    """Whether the server refuses what was sent, and would again."""
+    return isinstance(error, Refused) and (
+        error.code in _HOPELESS or error.problem.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    )
 
 
 @contextlib.contextmanager

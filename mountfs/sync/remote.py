@@ -46,6 +46,8 @@ class Remote:
         self._listings: dict[int, trio.Lock] = {}
         self._kept: set[int] = set()
         """Buckets that stay though the server lacks them."""
+        self.merged: dict[tuple[int, bytes], int] = {}
+        """Names of directories that became others, and by which commit; until the change feed is there."""
 
     async def _ask(self, bucket: BucketState, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         """An answer that is not older than what we know. Raises OSError."""
@@ -242,23 +244,39 @@ class Remote:
         stale: list[int] = []
         for change in changes.commits:
             if change.client != context.client_id:
-                entries += [(context.inodes.ino(parent), name) for parent, name in change.entries]
+                names = [(context.inodes.ino(parent), name) for parent, name in change.entries]
+                # What is pending is newer here, and so is what a later answer told.
+                entries += [
+                    name
+                    for name in names
+                    if name not in context.journal.names and self.merged.get(name, 0) <= change.seq
+                ]
                 stale += [context.inodes.ino(file) for file in change.files]
         with context.db.transaction():
             for parent, name in entries:
-                if context.inodes.get(parent) is not None and (parent, name) not in context.journal.names:
+                if context.inodes.get(parent) is not None:
                     context.inodes.enter(parent, name, UNKNOWN)
             context.inodes.mark_stale(stale)
             context.buckets.advance(bucket, changes.seq, changes.usage, changes.time_ns)
+        self.merged = {name: seq for name, seq in self.merged.items() if not self._reached(bucket, name[0], seq)}
         for parent, name in entries:
             context.kernel.entry(parent, name)
         for ino in stale:
             self.invalidate(ino)
 
+    def _reached(self, bucket: BucketState, directory: int, seq: int) -> bool:
+        """Whether all changes to a directory of this bucket up to ``seq`` are known."""
+        inode = self._context.inodes.get(directory)
+        return inode is None or (inode.bucket == bucket.id and seq <= bucket.seq)
+
     def invalidate(self, ino: int) -> None:
         """Make the kernel ask again for a file."""
-        for parent, name in self._context.inodes.names(ino):
-            self._context.kernel.entry(parent, name)
+        inode = self._context.inodes.get(ino)
+        if inode is None or not inode.is_dir:
+            # With write-back, it believes what it knows of a file until it forgets it. Of a directory it does not, and
+            # who works in one that was forgotten is told that it is deleted.
+            for parent, name in self._context.inodes.names(ino):
+                self._context.kernel.entry(parent, name)
         self._context.kernel.inode(ino)
 
     def invalidate_all(self, bucket: BucketState) -> None:

@@ -7,6 +7,8 @@ import stat
 import time
 from typing import NamedTuple
 
+import trio
+
 from mountfs.local.inodes import Inode, pack_xattrs
 from mountfs.local.journal import Field, Op
 from mountfs.sync.engine import Engine
@@ -26,6 +28,13 @@ XATTR_DURABILITY = b"user.mountfs.durability"
 XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 
 PERMISSIONS = 0o7777
+TIME_MIN, TIME_MAX = -(1 << 63), (1 << 63) - 1
+"""Nanoseconds since 1970 of the times that can be stored: the years 1677 to 2262."""
+
+
+LET_GO = 0.5
+"""Seconds that the kernel may take to forget a file."""
+TIMES = {"atime", "mtime", "ctime"}
 
 
 class Changes(NamedTuple):
@@ -78,6 +87,8 @@ class Attributes:
                 if mask:
                     last = inode.is_dir and bool(mask & Field.MTIME)
                     self._journal.add_attr(inode.bucket, ino, time.time_ns(), mask, last=last)
+            if any(getattr(changes, name) not in (None, values.get(name)) for name in TIMES):
+                await self._forgotten(ino)
         return await self._tree.inode(ino)
 
     def _values(self, inode: Inode, changes: Changes) -> tuple[dict[str, int], Field]:
@@ -96,7 +107,19 @@ class Attributes:
                 mask |= field
         if mask or changes.ctime is not None:
             values["ctime"] = changes.ctime if changes.ctime is not None else time.time_ns()
+        for name in TIMES & values.keys():
+            values[name] = min(max(values[name], TIME_MIN), TIME_MAX)
         return values, mask
+
+    async def _forgotten(self, ino: int) -> None:
+        """Return when the kernel has let go of a file: with write-back, it believes its own times of those it knows.
+
+        Not longer than ``LET_GO``: somebody may hold the directory who waits for the caller.
+        """
+        for parent, name in self._inodes.names(ino):
+            self._context.kernel.entry(parent, name)
+        with trio.move_on_after(LET_GO):
+            await self._context.kernel.settled()
 
     # Extended attributes
 

@@ -24,6 +24,8 @@ class Handle:
     def __init__(self, content: Content, flags: int) -> None:
         self.content = content
         self.writes = flags & os.O_ACCMODE != os.O_RDONLY
+        self.direct = False
+        """The kernel shall not read a page before it changes it: what is in it cannot be had now."""
         self.reached = 0
         """Where the last read ended."""
         self.ahead = 0
@@ -50,7 +52,19 @@ class Files:
         content = await self._acquire(inode, write=writes)
         if flags & os.O_TRUNC and content.layers.size:
             self._staging.truncate(content, 0)
-        return self._add(content, flags)
+        number = self._add(content, flags)
+        self._handles[number].direct = writes and self._lacks_base(content)
+        return number
+
+    def _lacks_base(self, content: Content) -> bool:
+        """Whether some of what lies under a file's changes is neither here nor to be had."""
+        if self._context.client.state.connected:
+            return False
+        return any(piece.chunk and self._engine.downloads.lacks(piece.chunk) for piece in content.layers.base)
+
+    def direct(self, number: int) -> bool:
+        """Whether reads and writes of an open file must not go through the kernel's pages."""
+        return self._handles[number].direct
 
     def open_new(self, inode: Inode, flags: int) -> int:
         """Open a file that was just created."""
@@ -99,7 +113,8 @@ class Files:
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Put ``data`` at ``offset``. Raises OSError: ENOSPC, EDQUOT, EFBIG; then nothing of it is kept."""
-        content = self._handles[number].content
+        handle = self._handles[number]
+        content = handle.content
         if offset + len(data) > MAX_SIZE:
             raise failure(errno.EFBIG)
         growth = max(0, offset + len(data) - content.layers.size)
@@ -107,6 +122,8 @@ class Files:
         if not self._context.cache.has_room(len(data)):
             await self._engine.make_room(len(data))
         self._staging.write(content, offset, data)
+        if handle.direct:
+            self._context.kernel.inode(content.ino)  # it may have pages of before
         self._charge(content, growth)
         self._engine.uploads.written(content)
         return len(data)

@@ -144,20 +144,17 @@ class FileSystem:
         return self.pending_names(last)
 
     def pending_names(self, up_to: int | None = None) -> list[str]:
-        """Paths of files that the nodes do not have as they are here, oldest change first, at most ``NAMED``.
+        """Paths of files that the nodes do not have yet as they are here, oldest change first, at most ``NAMED``.
 
         ``up_to``: for changes up to this journal row.
         """
-        inodes, paths = self._context.inodes, dict[str, None]()
-        for row in self._context.journal.rows(limit=10 * NAMED):
+        paths = dict[str, None]()
+        for row in self._context.journal.rows(limit=10 * NAMED + len(self._context.aside.rows)):
             if up_to is not None and row.id > up_to:
                 break
-            if row.parent:
-                parent, name = (row.parent2, row.name2) if row.parent2 else (row.parent, row.name)
-                path = "/".join(filter(None, (inodes.path(parent), name.decode(errors="backslashreplace"))))
-            else:
-                path = inodes.path(row.ino) or "."
-            paths[path] = None
+            if row.id in self._context.aside.rows:
+                continue
+            paths[self._context.path_of(row)] = None
             if len(paths) >= NAMED:
                 break
         return list(paths)

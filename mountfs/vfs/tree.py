@@ -21,6 +21,7 @@ from nodeserver.protocol.names import NAME_MAX
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
 LINK_MAX = 65_000
 EMPTY = pack_slices([])
 
@@ -116,21 +117,27 @@ class Tree:
             raise failure(errno.EEXIST)
         self._check_alive(parent)
         now = time.time_ns()
+        with self._db.transaction():
+            return self._make(directory, name, mode, caller, now, rdev=rdev, target=target)
+
+    def _make(
+        self, directory: Inode, name: bytes, mode: int, caller: Caller, now: int, *, rdev: int = 0, target: bytes = b""
+    ) -> Inode:
+        """A new file under a name that is free, inside the caller's transaction."""
         gid = caller.gid
         is_dir = stat.S_ISDIR(mode)
         if directory.mode & stat.S_ISGID:
             gid = directory.gid
             mode |= stat.S_ISGID if is_dir else 0
-        file_id = new_id()
+        parent, file_id = directory.ino, new_id()
         inode = Inode(
             self._inodes.ino(file_id), directory.bucket, file_id, mode, caller.uid, gid, rdev, 2 if is_dir else 1,
             len(target), 0, now, now, now, parent, 1, 0, b"", target, None,
         )  # fmt: skip
-        with self._db.transaction():
-            self._inodes.insert(inode, EMPTY)
-            self._inodes.enter(parent, name, inode.ino)
-            self._inodes.touch(parent, now, 1 if is_dir else 0)
-            self._journal.add(directory.bucket, Op.CREATE, inode.ino, now, parent=parent, name=name)
+        self._inodes.insert(inode, EMPTY)
+        self._inodes.enter(parent, name, inode.ino)
+        self._inodes.touch(parent, now, 1 if is_dir else 0)
+        self._journal.add(directory.bucket, Op.CREATE, inode.ino, now, parent=parent, name=name)
         return inode
 
     def _check_alive(self, ino: int) -> None:
@@ -152,8 +159,8 @@ class Tree:
         if inode.nlink >= LINK_MAX:
             raise failure(errno.EMLINK)
         now = time.time_ns()
+        self._seal(ino)
         with self._db.transaction():
-            self._seal(ino)
             self._inodes.enter(parent, name, ino)
             self._inodes.update(ino, nlink=inode.nlink + 1, ctime=now, parent=parent)
             self._inodes.touch(parent, now)
@@ -223,10 +230,13 @@ class Tree:
 
     # Moving
 
-    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+    async def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, caller: Caller
+    ) -> None:
         """Move a name, with the replace semantics of rename(2); ``flags`` as in renameat2(2)."""
         source_dir, target_dir = await self.directory(parent), await self.directory(new_parent)
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
+        known = RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT
+        if flags & ~known or (flags & RENAME_EXCHANGE and flags != RENAME_EXCHANGE):
             raise failure(errno.EINVAL)
         if source_dir.bucket != target_dir.bucket or not source_dir.bucket:
             raise failure(errno.EXDEV)
@@ -248,8 +258,8 @@ class Tree:
             await self._check_replace(source, target)
         self._check_alive(new_parent)
         now = time.time_ns()
+        self._seal(source.ino)
         with self._db.transaction():
-            self._seal(source.ino)
             self._inodes.leave(parent, name)
             self._inodes.enter(new_parent, new_name, source.ino)
             if target is not None:
@@ -262,6 +272,9 @@ class Tree:
                 source.bucket, Op.RENAME, source.ino, now, parent=parent, name=name,
                 ino2=target.ino if target else 0, parent2=new_parent, name2=new_name,
             )  # fmt: skip
+            if flags & RENAME_WHITEOUT:
+                # What overlayfs takes for "deleted": the commit that has the rename has this too.
+                self._make(source_dir, name, stat.S_IFCHR, caller, now)
 
     async def _check_replace(self, source: Inode, target: Inode) -> None:
         if target.is_dir:
@@ -284,9 +297,9 @@ class Tree:
         self, parent: int, name: bytes, source: Inode, new_parent: int, new_name: bytes, target: Inode
     ) -> None:
         now = time.time_ns()
+        for inode in (source, target):
+            self._seal(inode.ino)
         with self._db.transaction():
-            for inode in (source, target):
-                self._seal(inode.ino)
             self._inodes.enter(new_parent, new_name, source.ino)
             self._inodes.enter(parent, name, target.ino)
             self._inodes.update(source.ino, ctime=now, parent=new_parent)

@@ -40,8 +40,11 @@ RECOVERED = b"recovered"
 """The name that content gets whose file never had one."""
 
 
-def apply(tree: Tree, commit: Commit, *, time_ns: int, quota: int | None = None) -> list[Result]:
-    """Apply the operations of a commit in order. ``time_ns`` is the server's, ``quota`` in bytes."""
+def apply(tree: Tree, commit: Commit, *, time_ns: int, quota: int | None = None) -> tuple[list[Op], list[Result]]:
+    """Apply the operations of a commit in order. ``time_ns`` is the server's, ``quota`` in bytes.
+
+    Returns them with what became of them, those on directories that others became as if on these.
+    """
     ids: list[FileId] = []
     places: list[Place] = []
     versions: list[VersionId] = []
@@ -95,7 +98,7 @@ class _Batch:
         self.instead: dict[VersionId, VersionId] = {}
         """Versions of this batch that were not made, and what takes their place as a base."""
 
-    def run(self, ops: Iterable[Op]) -> list[Result]:
+    def run(self, ops: Iterable[Op]) -> tuple[list[Op], list[Result]]:
         handlers: dict[type[Op], Callable[..., Result]] = {
             Create: self.create,
             Link: self.link,
@@ -105,12 +108,32 @@ class _Batch:
             SetAttr: self.setattr,
             Write: self.write,
         }
-        return [handlers[type(op)](op) for op in ops]
+        done: list[Op] = []
+        results: list[Result] = []
+        for op in ops:
+            done.append(self._redirected(op))
+            results.append(handlers[type(op)](done[-1]))
+        return done, results
+
+    def _redirected(self, op: Op) -> Op:
+        """The operation, on directories that others became instead of these. A deletion means what it names."""
+        fields: tuple[str, ...] = ("parent", "new_parent", "other_parent")
+        if isinstance(op, Rename | Exchange):
+            fields += ("file", "other_file")
+        named = {field: id_ for field in fields if (id_ := getattr(op, field, None))}
+        changes = {field: other for field, id_ in named.items() if (other := self.tree.merged_into(id_)) != id_}
+        return msgspec.structs.replace(op, **changes) if changes else op
 
     def create(self, op: Create) -> Result:
         tree, new = self.tree, op.file
         if tree.inode(new.id) is not None:
-            return OK if tree.lookup((op.parent, op.name)) == new.id else DROPPED
+            return self._created(op)
+        if stat.S_ISDIR(new.mode) and (met := self._directory_at((op.parent, op.name))) is not None:
+            # A row without a name, for what comes later and means this one.
+            merged = Inode(new.id, new.mode, new.uid, new.gid, ctime_ns=op.time_ns, follows=met.id)
+            merged.follows_seq = tree.seq
+            tree.create(merged)
+            return Result("conflict", op.parent, op.name, met.id)
         place = self._room(op.parent, op.name)
         inode = Inode(
             id=new.id,
@@ -130,6 +153,20 @@ class _Batch:
         tree.attach(place, inode)
         self._touch(place[0], op.time_ns)
         return self._placed(place, (op.parent, op.name), inode)
+
+    def _created(self, op: Create) -> Result:
+        """A file that was created came again, in another batch."""
+        if self.tree.lookup((op.parent, op.name)) == op.file.id:
+            return OK
+        other = self.tree.merged_into(op.file.id)
+        place = next(iter(self.tree.places(other)), None) if other != op.file.id else None
+        return Result("conflict", *place, other) if place else DROPPED
+
+    def _directory_at(self, place: Place) -> Inode | None:
+        """The directory at a place in one that exists."""
+        holder = self.tree.lookup(place)
+        inode = self.tree.inode(holder) if holder else None
+        return inode if inode is not None and inode.is_dir else None
 
     def link(self, op: Link) -> Result:
         inode = self.tree.inode(op.file)

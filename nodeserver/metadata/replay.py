@@ -91,6 +91,8 @@ def _placed(wanted: Place, result: Result) -> Place:
 
 
 def _create(op: wire.Create, result: Result, names: Names) -> Iterator[Told]:
+    if wire.became(op, result):
+        return
     place = _placed((op.parent, op.name), result)
     names.give(op.file.id, place)
     yield _told("create", names.path(place), op.file.id, [place])

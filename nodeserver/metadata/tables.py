@@ -73,7 +73,8 @@ file = Table(
     Column("xattrs", Bytes, nullable=False),  # MessagePack map; empty for none
     Column("version", Bytes(16), nullable=False),  # the head, a row of version; empty: no content
     Column("since_seq", BigInteger, nullable=False),  # the commit that made the row as it is
-    # Lineage: whose history it continues, and since which commit; empty for none. See metadata.lineage.
+    # Lineage: whose history it continues, and since which commit; empty for none. See metadata.lineage. Of a directory
+    # without a name: the one it met when it was to be made, and became.
     Column("follows", Bytes(16), nullable=False),
     Column("follows_seq", BigInteger, nullable=False),
     Index(

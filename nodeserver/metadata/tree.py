@@ -258,6 +258,11 @@ class Tree:
             id_ = place[0] if place else self.root
         return self.root
 
+    def merged_into(self, id_: FileId) -> FileId:
+        """The directory that ``id_`` became because it met that when it was made; of all others ``id_`` itself."""
+        inode = self.inode(id_)
+        return inode.follows if inode is not None and inode.is_dir and inode.follows else id_
+
     def is_within(self, directory: FileId, top: FileId) -> bool:
         """Whether ``directory`` is ``top`` or somewhere below it."""
         while directory != top:

@@ -7,6 +7,7 @@ sent may gain fields with defaults, never lose or re-type one, within ``PROTOCOL
 
 from __future__ import annotations
 
+import stat
 from typing import Any, TypeVar
 
 import msgspec
@@ -100,7 +101,8 @@ class Create(msgspec.Struct, tag="create", tag_field="op", omit_defaults=True):
     """A new file, directory, symlink or special file under a name that is free.
 
     Taken name: created under a conflict name beside it. Parent gone: created in the nearest
-    ancestor that lives.
+    ancestor that lives. A directory that meets a directory becomes that: ``conflict`` with its name and ``file``. What
+    names it later as a parent, or to move it, means that; changes of its attributes are dropped, and deletions.
     """
 
     parent: FileId
@@ -224,6 +226,13 @@ class Result(msgspec.Struct, array_like=True, omit_defaults=True):
     name: bytes = b""
     file: FileId = b""
     version: VersionId = b""
+
+
+def became(op: Op, result: Result) -> FileId:
+    """The directory that the one an operation was to create became, because it met that; empty for all else."""
+    if not isinstance(op, Create) or not stat.S_ISDIR(op.file.mode) or result.file == op.file.id:
+        return b""
+    return result.file
 
 
 class Committed(msgspec.Struct):

@@ -58,7 +58,22 @@ def test_options_as_in_fstab() -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["nonsense", "umask=9", "uid=me", "close=never", "settle=0", "data-deadline=soon", "ro=1", "uid", "sync"]
+    "option",
+    [
+        "nonsense",
+        "umask=9",
+        "umask=1000",
+        "uid=me",
+        "uid=4294967295",
+        "gid=-1",
+        "cache-size=8192P",
+        "close=never",
+        "settle=0",
+        "data-deadline=soon",
+        "ro=1",
+        "uid",
+        "sync",
+    ],
 )
 def test_options_that_are_refused_are_named(option: str) -> None:
     with pytest.raises(MountError, match=option):

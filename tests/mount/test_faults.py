@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import hashlib
 import itertools
+import mmap
 import os
 import re
 import signal
@@ -125,6 +126,40 @@ def test_a_broken_server_costs_errors_within_the_deadlines_and_nothing_else(
     other = setup.elsewhere().path
     for file in f"synced-{name}", f"written-{name}":
         assert digest(other / file) == digest(path / file)
+
+
+def test_files_whose_content_is_not_here_can_be_changed_while_the_server_is_away(setup: Setup) -> None:
+    """Appended to, written in the middle, cut, and replaced; what was in them is there again with the server."""
+    names = ("appended", "changed", "cut", "replaced")
+    other = setup.elsewhere().path
+    for name in names:
+        (other / name).write_bytes(BODY)
+    command("mountfs", "sync", other)
+    eventually(lambda: set(names) <= set(os.listdir(setup.path)))
+    for name in names:
+        os.stat(setup.path / name)
+    setup.proxy.set("refuse")
+    eventually(lambda: not setup.mount.status()["connected"])
+    with opened(setup.path / "appended", os.O_WRONLY | os.O_APPEND) as fd:
+        os.write(fd, b"more")
+    with opened(setup.path / "changed", os.O_RDWR) as fd:
+        os.pwrite(fd, b"in the middle", 1000)
+        assert os.pread(fd, 13, 1000) == b"in the middle"
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            os.pread(fd, 100, 1013)
+    os.truncate(setup.path / "cut", 12_345)
+    (setup.path / "replaced").write_bytes(b"anew")
+    assert [os.stat(setup.path / name).st_size for name in names] == [len(BODY) + 4, len(BODY), 12_345, 4]
+    assert attempt("len(read(path))", setup.path / "appended", DATA) == "EIO"
+    setup.proxy.set("pass")
+    setup.mount.sync()
+    changed = BODY[:1000] + b"in the middle" + BODY[1013:]
+    for top in setup.path, setup.elsewhere().path:
+        for name, content in zip(names, (BODY + b"more", changed, BODY[:12_345], b"anew"), strict=True):
+            eventually(lambda: (top / name).read_bytes() == content)  # noqa: B023
+    with opened(setup.path / "appended", os.O_RDWR) as fd, mmap.mmap(fd, 0) as view:
+        view[:4] = b"MMAP"
+    assert (setup.path / "appended").read_bytes() == b"MMAP" + BODY[4:] + b"more"
 
 
 def test_what_the_server_refuses_is_not_sent_without_a_pause(setup: Setup) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import socket
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import Folder
-from tests.mount.posix import RENAME_EXCHANGE, RENAME_NOREPLACE, fails_with, opened, renameat2
+from tests.harness import eventually
+from tests.mount.conftest import Folder, need
+from tests.mount.posix import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, fails_with, opened, renameat2
 
 
 def test_names_may_be_255_arbitrary_bytes(here: Path, folder: Folder) -> None:
@@ -171,6 +174,72 @@ def test_rename_noreplace_and_exchange(here: Path, folder: Folder) -> None:
         renameat2(here / "b", here / "b/a", RENAME_EXCHANGE)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root")
+def test_rename_whiteout_leaves_a_device_in_the_same_commit(here: Path, folder: Folder) -> None:
+    for name in "one", "two", "replaced":
+        (here / name).write_text(name)
+    (here / "directory").mkdir()
+    folder.sync()
+    before = folder.node.api("GET", "/buckets/programs")["seq"] if folder.node else 0
+    renameat2(here / "one", here / "directory/moved", RENAME_WHITEOUT)
+    folder.sync()
+    if folder.node:
+        assert folder.node.api("GET", "/buckets/programs")["seq"] == before + 1
+    renameat2(here / "two", here / "replaced", RENAME_WHITEOUT)
+    with fails_with(errno.EEXIST):
+        renameat2(here / "directory/moved", here / "replaced", RENAME_WHITEOUT | RENAME_NOREPLACE)
+    with fails_with(errno.EINVAL):
+        renameat2(here / "directory/moved", here / "replaced", RENAME_WHITEOUT | RENAME_EXCHANGE)
+    folder.remount()
+    for name in "one", "two":
+        status = os.lstat(here / name)
+        assert (status.st_mode, status.st_rdev, status.st_uid) == (stat.S_IFCHR, 0, 0)
+    assert ((here / "directory/moved").read_text(), (here / "replaced").read_text()) == ("one", "two")
+    (here / "one").unlink()
+    (here / "one").touch()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_an_overlay_keeps_its_upper_directory_in_the_folder(here: Path, there: Path, folder: Folder) -> None:
+    lower, merged = there / "lower", there / "merged"
+    for path in lower / "gone", lower / "renamed/below", merged, here / "upper", here / "work":
+        path.mkdir(parents=True)
+    for name in "changed", "removed", "moved", "gone/file", "renamed/below/file":
+        (lower / name).write_text("lower")
+    layers = f"lowerdir={lower},upperdir={here}/upper,workdir={here}/work,redirect_dir=on"
+
+    @contextlib.contextmanager
+    def overlay() -> Iterator[None]:
+        done = subprocess.run(
+            ["mount", "-t", "overlay", "-o", layers, "overlay", merged], capture_output=True, check=False
+        )
+        if done.returncode and b"unknown filesystem" in done.stderr:
+            pytest.skip("the kernel has no overlayfs")
+        assert done.returncode == 0, done.stderr
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", merged], check=True)
+
+    def tree() -> dict[str, str]:
+        return {str(path.relative_to(merged)): path.read_text() for path in merged.rglob("*") if path.is_file()}
+
+    with overlay():
+        (merged / "changed").write_text("upper")
+        (merged / "removed").unlink()
+        (merged / "moved").rename(merged / "renamed/moved")
+        (merged / "renamed").rename(merged / "directory")
+        shutil.rmtree(merged / "gone")
+        (merged / "gone").mkdir()
+        found = tree()
+    assert found == {"changed": "upper", "directory/moved": "lower", "directory/below/file": "lower"}
+    folder.remount()
+    with overlay():
+        assert tree() == found
+        assert sorted(os.listdir(merged)) == ["changed", "directory", "gone"]
+    assert os.listdir(lower / "gone") == ["file"]
+
+
 def test_times_are_kept_to_the_nanosecond(here: Path, folder: Folder) -> None:
     times = [(0, 1), (1_234_567_890_123_456_789, 987_654_321_987_654_321), (-5_000_000_001, 4_500_000_000_999_999_999)]
     for number, pair in enumerate(times):
@@ -178,6 +247,55 @@ def test_times_are_kept_to_the_nanosecond(here: Path, folder: Folder) -> None:
         os.utime(here / str(number), ns=pair)
     folder.remount()
     assert [((now := os.stat(here / str(n))).st_atime_ns, now.st_mtime_ns) for n in range(3)] == times
+
+
+def test_times_out_of_range_become_the_nearest_in_it(here: Path, there: Path, folder: Folder) -> None:
+    first, last = -(1 << 63), (1 << 63) - 1  # nanoseconds: 1677 to 2262
+    early, late = -(10**10) * 10**9, 10**11 * 10**9
+    (here / "file").touch()
+    (here / "directory").mkdir()
+    (here / "link").symlink_to("file")
+    for name in "file", "directory", "link":
+        for asked, kept in ((early, late), (first, last)), ((late, first - 1), (last, first)):
+            os.utime(here / name, ns=asked, follow_symlinks=False)
+            eventually(lambda: times(here / name) == kept)  # noqa: B023
+    folder.remount()
+    assert [times(here / name) for name in ("file", "directory", "link")] == [(last, first)] * 3
+    (there / "old").touch()
+    os.utime(there / "old", ns=(late, late))
+    if times(there / "old")[1] > last:  # else that file system has narrower limits
+        for program in ("cp", "-p"), ("rsync", "-a"):
+            need(program[0])
+            subprocess.run([*program, there / "old", here / program[0]], check=True)
+            eventually(lambda: times(here / program[0])[1] == last)  # noqa: B023
+
+
+def times(path: Path) -> tuple[int, int]:
+    """Of access and modification, in nanoseconds."""
+    status = os.lstat(path)
+    return status.st_atime_ns, status.st_mtime_ns
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes of owner need root")
+def test_extremes_of_numbers_are_kept_or_refused(here: Path, folder: Folder) -> None:
+    most = (1 << 32) - 2  # 2³² - 1 means: do not change
+    (here / "owned").touch(0o7777)
+    os.chown(here / "owned", most, most)
+    os.chmod(here / "owned", 0o7777)
+    os.mknod(here / "device", 0o600 | stat.S_IFBLK, os.makedev(0xFFF, 0xFFFFF))
+    with opened(here, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        with fails_with(errno.EINVAL):
+            os.lseek(fd, -1, os.SEEK_SET)
+        os.lseek(fd, (1 << 63) - 1, os.SEEK_SET)
+        with contextlib.suppress(OSError):
+            os.listdir(fd)
+    with opened(here / "owned", os.O_RDONLY) as fd:
+        assert os.pread(fd, 10, (1 << 63) - 11) == b""
+    folder.remount()
+    status = os.stat(here / "owned")
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (most, most, 0o7777)
+    assert os.stat(here / "device").st_rdev == os.makedev(0xFFF, 0xFFFFF)
+    folder.sync()
 
 
 def test_extended_attributes_are_kept(here: Path, folder: Folder) -> None:

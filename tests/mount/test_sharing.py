@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 from tests.conftest import MakeMount
@@ -104,6 +106,63 @@ def test_who_writes_at_once_in_two_mounts_finds_both_contents(node: Node, make_m
         for mount in one, two, make_mount(node, BUCKET):
             both(mount, "notes", {"written without a connection", "written meanwhile"})
             both(mount, "new", {"new here", "new there"})
+
+
+def test_directories_that_meet_become_one(node: Node, make_mount: MakeMount) -> None:
+    """Two who make one tree at once, one of them without a connection, and go on in it."""
+    node.create_bucket(BUCKET)
+    with FaultProxy(node.url) as proxy:
+        one, two = make_mount(node, BUCKET, url=proxy.url), make_mount(node, BUCKET)
+        assert os.listdir(one.path) == []
+        proxy.set("refuse")
+        (two.path / "p/q/r").mkdir(parents=True)
+        (two.path / "p").chmod(0o750)
+        for name in "p/theirs", "p/q/theirs", "p/q/same":
+            (two.path / name).write_text("theirs")
+        two.sync()
+        (one.path / "p/q/r").mkdir(parents=True)
+        for name in "p/mine", "p/q/mine", "p/q/same":
+            (one.path / name).write_text("mine")
+        assert not (one.path / "p/theirs").exists()
+        handle = os.open(one.path / "p/q/mine", os.O_RDWR)
+        inside = os.open(one.path / "p/q", os.O_RDONLY | os.O_DIRECTORY)
+        shell = subprocess.Popen(["cat"], cwd=one.path / "p/q/r", stdin=subprocess.PIPE)  # keeps it as its directory
+        os.mkfifo(one.path / "p/q/moved")
+        (one.path / "p/q/moved").rename(one.path / "p/moved")
+        proxy.set("pass")
+        one.sync()
+        os.write(handle, b"more")
+        os.close(handle)
+        os.mkdir("by handle", dir_fd=inside)
+        assert os.readlink(f"/proc/{shell.pid}/cwd") == str(one.path / "p/q/r"), "not deleted under who is in it"
+        Path(f"/proc/{shell.pid}/cwd/by process").touch()
+        one.sync()
+        for mount in one, two, make_mount(node, BUCKET):
+            eventually(lambda: tree(mount.path) == MERGED, SECONDS, f"{tree(mount.path)}")  # noqa: B023
+            assert (mount.path / "p/q/mine").read_text() == "more"
+            assert stat.S_IMODE((mount.path / "p").stat().st_mode) == 0o750, "as who was first had it"
+        assert "theirs" in os.listdir(inside)
+        os.close(inside)
+        shell.communicate()
+        number = (two.path / "p/q").stat().st_ino
+        one.remount()
+        assert (one.path / "p/q").stat().st_ino == number, "its number is that of the others from the next start on"
+        assert tree(one.path) == MERGED
+        (one.path / "p/q/theirs").unlink()
+        shutil.rmtree(one.path / "p/q/r")
+        one.sync()
+        eventually(lambda: not (two.path / "p/q/theirs").exists() and not (two.path / "p/q/r").exists(), SECONDS)
+
+
+MERGED = {
+    *("p", "p/mine", "p/theirs", "p/moved", "p/q", "p/q/mine", "p/q/theirs", "p/q/same", "p/q/same (conflict)"),
+    *("p/q/by handle", "p/q/r", "p/q/r/by process"),
+}
+
+
+def tree(top: Path) -> set[str]:
+    """All paths below a directory, conflict names without who and when."""
+    return {re.sub(r" \(conflict .*\)", " (conflict)", str(path.relative_to(top))) for path in top.rglob("*")}
 
 
 def both(mount: Mount, stem: str, contents: set[str]) -> None:

@@ -273,7 +273,7 @@ class Walker:
             if await self._contains(new.inode, old.parent):
                 raise error(errno.EINVAL if flags & RENAME_EXCHANGE else errno.ENOTEMPTY)
             self._may_replace(old.inode, new.inode, flags)
-        await self._fs.tree.rename(old.parent, old.name, new.parent, new.name, flags)
+        await self._fs.tree.rename(old.parent, old.name, new.parent, new.name, flags, ROOT_USER)
 
     def _may_replace(self, old: Inode, new: Inode, flags: int) -> None:
         if flags & RENAME_EXCHANGE or old.ino == new.ino:

@@ -19,6 +19,7 @@ from nodeserver.protocol.wire import (
     ChunkIds,
     Commit,
     Committed,
+    Events,
     Exchange,
     Link,
     Manifest,
@@ -91,6 +92,61 @@ def test_a_taken_name_gives_a_conflict_name(api: Api) -> None:
     assert re.fullmatch(rb"report\.tar \(conflict laptop1 " + STAMP + rb"\)\.gz", result.name)
     assert result.parent == api.root
     assert api.names() == [result.name, b"report.tar.gz"]
+
+
+def test_a_directory_that_meets_a_directory_becomes_that(api: Api) -> None:
+    desk = api.new_file(b"p", mode=DIRECTORY)
+    inner = api.new_file(b"q", parent=desk, mode=DIRECTORY)
+    api.new_file(b"file", parent=inner)
+    laptop = api.another("laptop")
+    p, q = laptop.create(b"p", stat.S_IFDIR | 0o700), laptop.create(b"q", DIRECTORY)
+    q.parent = p.file.id
+    file, own = laptop.create(b"file", parent=q.file.id), laptop.create(b"own", parent=q.file.id)
+    met_p, met_q, conflict, ok = laptop.commit(p, q, file, own)
+    assert (met_p.status, met_p.parent, met_p.name, met_p.file) == ("conflict", api.root, b"p", desk)
+    assert (met_q.status, met_q.parent, met_q.name, met_q.file) == ("conflict", desk, b"q", inner)
+    assert (conflict.status, conflict.parent, ok.status) == ("conflict", inner, "ok")
+    assert (api.names(), api.names(desk)) == ([b"p"], [b"q"])
+    assert set(api.names(inner)) == {b"file", b"own", conflict.name}
+    assert api.file(desk).mode == DIRECTORY, "it stays as it was"
+    # What names it later means the other: as a parent, to move it. Not to change its attributes, or to delete it.
+    late = laptop.create(b"late", parent=q.file.id)
+    moved = Rename(q.file.id, b"own", own.file.id, p.file.id, b"own", 7)
+    results = laptop.commit(
+        late, moved, SetAttr(p.file.id, 8, mode=DIRECTORY | 0o777), Unlink(api.root, b"p", p.file.id, 9)
+    )
+    assert [result.status for result in results] == ["ok", "ok", "dropped", "dropped"]
+    assert (set(api.names(desk)), b"late" in api.names(inner)) == ({b"q", b"own"}, True)
+    assert [result.status for result in laptop.commit(Rename(api.root, b"p", p.file.id, api.root, b"renamed", 10))] == [
+        "ok"
+    ]
+    [again] = laptop.commit(p)
+    assert (again.status, again.name, again.file) == ("conflict", b"renamed", desk)
+    assert api.names() == [b"renamed"]
+    assert api.refresh().usage.used_files == 6
+    events = api.get(f"/files/{api.root.hex()}/log?before=0&limit=100", Events).events
+    told = [(event.kind, event.path, event.new_path) for event in reversed(events) if event.client == laptop.client]
+    assert told == [
+        ("create", b"p/q/" + conflict.name, b""),
+        ("create", b"p/q/own", b""),
+        ("create", b"p/q/late", b""),
+        ("rename", b"p/q/own", b"p/own"),
+        ("rename", b"p", b"renamed"),
+    ]
+
+
+def test_only_a_directory_in_its_own_place_meets_another(api: Api) -> None:
+    """Not a file that meets a directory or the other way round, nor what comes from a deleted directory."""
+    api.new_file(b"directory", mode=DIRECTORY)
+    api.new_file(b"file")
+    for create in api.create(b"directory"), api.create(b"file", DIRECTORY):
+        [result] = api.commit(create)
+        assert (result.status, result.file) == ("conflict", create.file.id)
+    gone = api.new_file(b"gone", mode=DIRECTORY)
+    create = api.create(b"directory", DIRECTORY, parent=gone)
+    unlinked, result = api.commit(Unlink(api.root, b"gone", gone, 1), create)
+    assert (unlinked.status, result.status, result.file) == ("ok", "conflict", create.file.id)
+    assert result.name != b"directory"
 
 
 def test_conflict_names_fit_and_do_not_collide(api: Api) -> None:

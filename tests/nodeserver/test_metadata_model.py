@@ -104,8 +104,12 @@ class Bucket:
             if row.follows:
                 assert row.follows != row.id
                 assert 0 < row.follows_seq <= row.since_seq
-                assert stat.S_ISREG(row.mode)
-                assert stat.S_ISREG(files[row.follows].mode)
+                assert stat.S_IFMT(row.mode) == stat.S_IFMT(files[row.follows].mode)
+                if stat.S_ISDIR(row.mode):  # it met the other when it was to be made, and that is none that met one
+                    assert not row.nlink
+                    assert not files[row.follows].follows
+                else:
+                    assert stat.S_ISREG(row.mode)
             past = tables.past.c
             were = self.connection.execute(select(past.since_seq, past.until_seq).where(past.file == row.id)).all()
             spans = [*sorted((since, until) for since, until in were), (row.since_seq, LIVE)]

@@ -22,7 +22,7 @@ from mountfs.errors import MountError
 from mountfs.sync.errors import ungrouped
 from nodeserver.content.manifest import content_hash
 from nodeserver.protocol.ids import new_id
-from nodeserver.protocol.wire import Commit, Create, File, FileId, Manifest, Result, Unlink, VersionId
+from nodeserver.protocol.wire import Commit, Create, File, FileId, Manifest, Result, Unlink, VersionId, became
 
 AT_ONCE = 8
 """Long manifests asked for at the same time."""
@@ -183,7 +183,7 @@ async def send(talk: Talk, outcome: Outcome, count: Count) -> None:
         outcome.problems += [
             (step.path, _problem(result))
             for step, result in zip(group, answer.results, strict=True)
-            if result.status not in ("ok", "same")
+            if result.status not in ("ok", "same") and not became(step.op, result)
         ]
         count.done += len(group)
 

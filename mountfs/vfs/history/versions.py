@@ -201,9 +201,6 @@ class VersionFile(Node):
         inode = inode._replace(ctime=version.committed_ns, holes=holes)
         return Shown(inode, LASTING, UNCACHED if live and live.stale else BRIEF)
 
-    async def xattr_names(self) -> list[bytes]:
-        return list(FACTS)
-
     async def xattr(self, name: bytes) -> bytes | None:
         if name not in FACTS:
             return None
