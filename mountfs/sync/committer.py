@@ -25,7 +25,7 @@ from mountfs.local.journal import Field, Op, Row
 from mountfs.sync.batches import Batch, Sent, build, cancelled
 from mountfs.sync.carry import Chunks, carry
 from mountfs.sync.context import Context
-from mountfs.sync.errors import hopeless
+from mountfs.sync.errors import hopeless, unreadable
 from mountfs.sync.rewound import PutBack
 from mountfs.sync.uploads import Upload, Uploads
 from nodeserver.client import ClientError, QuorumLost, Refused, Unreachable
@@ -107,7 +107,7 @@ class Committer:
                 await self._drain(nursery)
                 delay = RETRY_FIRST
             except (ClientError, OSError) as error:
-                if not hopeless(error):  # else it is set aside, or the search for it goes on
+                if not (hopeless(error) or unreadable(error)):  # else it is set aside, or the search for it goes on
                     self._note_failure(error, began)
                     delay = await self._pause(delay)
 
@@ -219,7 +219,7 @@ class Committer:
         while rows:
             try:
                 uploads, chunks = await self._send_content(rows)
-            except ClientError as error:
+            except (ClientError, OSError) as error:
                 self._narrow(rows, error)
                 raise
             try:
@@ -357,17 +357,27 @@ class Committer:
                 return
             delay = await self._pause(delay)
 
-    def _narrow(self, rows: list[Row], error: ClientError) -> None:
-        """When these rows were refused for good: find the one that is, by halves, and set it aside."""
-        if not hopeless(error):
+    def _narrow(self, rows: list[Row], error: ClientError | OSError) -> None:
+        """When one of these rows is refused for good, or its content cannot be read: find it, by halves.
+
+        The others go on; the one is set aside, or tried again after a while.
+        """
+        if not (hopeless(error) or unreadable(error)):
             return
         self._most = max(1, len(rows) // 2)
-        if len(rows) == 1:
-            context = self._context
+        if len(rows) != 1:
+            return
+        context, [row] = self._context, rows
+        if hopeless(error):
             reason = str(error).replace("operation 0: ", "", 1)
-            context.aside.add(rows[0], reason)
-            context.report(rows[0].ino, f"the server refuses it, the rest goes on; see mountfs refused: {reason}")
-            context.journal.announce()
+            context.aside.add(row, reason)
+            context.report(row.ino, f"the server refuses it, the rest goes on; see mountfs refused: {reason}")
+        else:
+            if context.refused.get(row.ino) != errno.EIO:
+                context.report(row.ino, f"what lies under its changes cannot be read: kept, and tried again: {error}")
+            context.refused[row.ino] = errno.EIO
+            self._refused[row.id] = trio.current_time() + RETRY_MOST
+        context.journal.announce()
 
     def _give_back(self, rows: Iterable[Row], uploads: Iterable[Upload]) -> None:
         """Nothing of a commit was applied: its rows go again, with content sent anew."""

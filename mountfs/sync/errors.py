@@ -33,6 +33,15 @@ def hopeless(error: Exception) -> bool:
     )
 
 
+def unreadable(error: BaseException | None) -> bool:
+    """Whether content cannot be had, from here or from nodes that answer: an error of one file, not of all."""
+    if not isinstance(error, OSError) or error.errno != errno.EIO:
+        return False
+    while error is not None and not isinstance(error, ClientError):
+        error = error.__cause__
+    return error is None or (isinstance(error, Refused) and error.code in (Code.NO_CHUNK, Code.CORRUPT))
+
+
 @contextlib.contextmanager
 def ungrouped() -> Iterator[None]:
     """Of the errors that a nursery collected, raise the first: one is enough to fail."""

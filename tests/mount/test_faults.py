@@ -25,7 +25,7 @@ from tests.conftest import MakeMount
 from tests.faultproxy import FaultProxy, Mode
 from tests.harness import Mount, Node, command, eventually, stuck
 from tests.mount.attempts import Attempt, attempt, succeeds
-from tests.mount.posix import opened
+from tests.mount.posix import fails_with, opened
 
 METADATA, DATA = 1.0, 2.0
 DEADLINES = {"metadata-deadline": METADATA, "data-deadline": DATA, "settle": 0.1, "drain-deadline": 20}
@@ -160,6 +160,29 @@ def test_files_whose_content_is_not_here_can_be_changed_while_the_server_is_away
     with opened(setup.path / "appended", os.O_RDWR) as fd, mmap.mmap(fd, 0) as view:
         view[:4] = b"MMAP"
     assert (setup.path / "appended").read_bytes() == b"MMAP" + BODY[4:] + b"more"
+
+
+def test_a_file_whose_content_is_damaged_on_the_server_holds_up_no_other(setup: Setup) -> None:
+    other = setup.elsewhere().path
+    (other / "damaged").write_bytes(BODY)
+    command("mountfs", "sync", other)
+    eventually(lambda: "damaged" in os.listdir(setup.path))
+    os.stat(setup.path / "damaged")
+    setup.proxy.set("refuse")
+    eventually(lambda: not setup.mount.status()["connected"])
+    for number in range(5):
+        (setup.path / f"good{number}").write_bytes(b"good")
+    with opened(setup.path / "damaged", os.O_WRONLY | os.O_APPEND) as fd:
+        os.write(fd, b"more")
+    (setup.path / "good").write_bytes(b"good")
+    setup.proxy.set("flip")
+    eventually(lambda: {"good", *(f"good{number}" for number in range(5))} <= set(os.listdir(other)), 30)
+    with opened(setup.path / "damaged", os.O_WRONLY | os.O_APPEND) as fd, fails_with(errno.EIO):
+        os.fsync(fd)
+    assert any("damaged" in error["text"] for error in setup.mount.status()["errors"])
+    setup.proxy.set("pass")
+    setup.mount.sync()
+    eventually(lambda: (other / "damaged").read_bytes() == BODY + b"more")
 
 
 def test_what_the_server_refuses_is_not_sent_without_a_pause(setup: Setup) -> None:
