@@ -45,7 +45,7 @@ class Adapter(pyfuse3.Operations):
         self._fs = fs
         self._options = fs.options
         self._past = fs.history
-        self._attributes = partial(entry_of, fs.options)
+        self._attributes = partial(entry_of, fs.options, fs.tree.removals)
         self.enable_writeback_cache = fs.options.writeback
 
     def failed(self, message: str) -> None:
