@@ -70,6 +70,8 @@ class Status(TypedDict):
     """Sent to servers and nodes since the mount started."""
     pending: PendingStatus
     cache: CacheStatus
+    full: list[str]
+    """What has no room now, for people."""
     errors: list[ErrorStatus]
 
 

@@ -255,6 +255,7 @@ class Daemon:
             "requests": context.client.requests + context.nodes.requests,
             "pending": {"operations": context.journal.count, "bytes": dirty, "files": self._fs.pending_names()},
             "cache": {"used": used, "cap": cap, "dirty": dirty},
+            "full": self._fs.full(),
             "errors": [
                 {
                     "time": problem.time_ns / 1e9,

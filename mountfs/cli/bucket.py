@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +17,9 @@ from msgspec import UNSET
 from mountfs.cli import live, settings
 from mountfs.cli.options import Size, show_size
 from mountfs.errors import MountError, NotMounted
-from nodeserver.client import Client, ClientError, connect
-from nodeserver.protocol.names import valid_bucket
+from nodeserver.client import Client, ClientError, Refused, connect
+from nodeserver.protocol.errors import Code
+from nodeserver.protocol.names import BUCKET_RULE, valid_bucket
 from nodeserver.protocol.wire import Bucket, BucketSettings
 
 T = TypeVar("T")
@@ -149,20 +151,36 @@ def set_(name: str, values: tuple[str, ...], url: str | None, token_file: str | 
 
 @command.command("delete")
 @click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @server_options
-def delete(name: str, url: str | None, token_file: str | None) -> None:
-    """Delete the bucket NAME, which must be empty."""
+def delete(name: str, yes: bool, url: str | None, token_file: str | None) -> None:
+    """Delete the bucket NAME, in which no files may be.
+
+    Asks first when it keeps the history of deleted files, which goes with it.
+    """
     _check(name)
 
-    async def work(client: Client) -> None:
-        await client.delete_bucket(name)
+    async def work(client: Client, *, history: bool) -> bool:
+        try:
+            await client.delete_bucket(name, history=history)
+        except Refused as refused:
+            if refused.code is not Code.HAS_HISTORY:
+                raise
+            return False
+        return True
 
-    ask(*server(url, token_file), work)
+    where = server(url, token_file)
+    if not ask(*where, lambda client: work(client, history=yes)):
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise MountError(f"{name}: keeps the history of deleted files; --yes destroys it with the bucket")
+        if not click.confirm(f"{name} keeps the history of deleted files. Destroy it for good?", err=True):
+            raise MountError(f"{name}: nothing was deleted")
+        ask(*where, lambda client: work(client, history=True))
 
 
 def _check(name: str) -> None:
     if not valid_bucket(name):
-        raise MountError(f"{name!r} cannot be the name of a bucket: 3 to 63 of a-z, 0-9, '.' and '-'")
+        raise MountError(f"{name!r} cannot be the name of a bucket: {BUCKET_RULE}")
 
 
 def _plain(bucket: Bucket) -> dict[str, Any]:

@@ -28,6 +28,8 @@ SKEW = 5.0
 """Seconds two clocks may differ before times of files mislead."""
 ROOM = 0.1
 """Part of the disk that has to stay free."""
+LATELY = 3600.0
+"""Seconds for which an error of a mount is worth a warning."""
 FUSE_DEVICE = Path("/dev/fuse")
 
 
@@ -147,6 +149,11 @@ def check_mount(record: mounts.Record) -> Finding:
         return Finding(name, "failed", str(error), f"kill {record.pid}, then {again}")
     if not status["connected"]:
         return Finding(name, "warning", "works without its server", "see the checks of the server")
+    if full := status.get("full"):
+        return Finding(name, "warning", "; ".join(full), "make room where it says")
+    lately = [error["text"] for error in status["errors"] if time.time() - error["time"] < LATELY]
+    if lately:
+        return Finding(name, "warning", lately[-1], f"mountfs status {record.mountpoint} tells what else there was")
     return Finding(name, "ok", f"process {record.pid}, connected")
 
 

@@ -46,7 +46,8 @@ def command(mountpoint: Path, data: Path | None, cache_size: int | None, mount_o
         with Server(data, state) as server:
             mount = Mount(_config(server, point, state, values))
             mount.start()
-            click.echo(f"Your folder is {point}; the directories in it are buckets.")
+            click.echo(f"Your folder is {point}. The directories in it are buckets: put files into these,")
+            click.echo(f"for example into {point}/{FIRST_BUCKET}. mkdir makes another bucket, with a lower-case name.")
             click.echo("Ctrl-C stops; your files stay.")
             launch.notify("READY=1")
             while not signals.stop:

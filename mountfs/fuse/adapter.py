@@ -51,6 +51,9 @@ class Adapter(pyfuse3.Operations):
     def failed(self, message: str) -> None:
         self._fs.engine.context.report(0, message)
 
+    def full(self) -> None:
+        self._fs.explain()
+
     def _changes(self, directory: int, name: bytes, code: int = errno.EROFS) -> None:
         """A name is about to begin or end. Raises FUSEError: EROFS in the past, ``code`` for the name of the past."""
         if directory >= VIRTUAL:
@@ -219,7 +222,7 @@ class Adapter(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         self._changes(parent_inode, name, errno.EEXIST)
         handle, inode = await self._fs.create(parent_inode, name, mode, flags, Caller(ctx.uid, ctx.gid))
-        return self._opened(handle), self._attributes(inode)
+        return self._opened(handle, direct=self._fs.files.is_direct(handle)), self._attributes(inode)
 
     @guard
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
@@ -227,8 +230,8 @@ class Adapter(pyfuse3.Operations):
             return self._opened(await self._past.open(inode, flags))
         return self._opened(await self._fs.files.open(inode, flags))
 
-    def _opened(self, handle: int) -> FileInfo:
-        return FileInfo(fh=FileHandleT(handle), keep_cache=True)
+    def _opened(self, handle: int, *, direct: bool = False) -> FileInfo:
+        return FileInfo(fh=FileHandleT(handle), keep_cache=True, direct_io=direct)
 
     @guard
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:

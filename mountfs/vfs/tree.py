@@ -114,6 +114,8 @@ class Tree:
         """A new file of any kind; ``mode`` with type bits."""
         directory = await self.directory(parent)
         if not directory.bucket:
+            point = self._context.config.mountpoint
+            self._context.hint(f"only buckets can be in {point}: mkdir makes one, and files go into them")
             raise failure(errno.EPERM)
         if await self.child(directory, name) is not None:
             raise failure(errno.EEXIST)
