@@ -18,7 +18,7 @@ import click
 from mountfs import control, mounts
 from mountfs.cli import settings
 from mountfs.cli.bucket import ask, server_options
-from mountfs.cli.options import show_size
+from mountfs.cli.options import LocalPath, show_size
 from mountfs.errors import MountError
 from nodeserver.client import BadAnswer, Refused, Unreachable
 from nodeserver.protocol.errors import Code
@@ -44,7 +44,7 @@ class Finding:
 
 
 @click.command("doctor")
-@click.option("--state", metavar="DIR", type=click.Path(path_type=Path), help="Also check this state directory.")
+@click.option("--state", metavar="DIR", type=LocalPath(), help="Also check this state directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 @server_options
 def command(state: Path | None, as_json: bool, url: str | None, token_file: str | None) -> None:

@@ -14,6 +14,7 @@ from mountfs.cli.history.content import Reader
 from mountfs.cli.history.node import Talk, talk_of
 from mountfs.cli.history.paths import target
 from mountfs.cli.history.show import local_time, print_json, say
+from mountfs.cli.options import LocalPath
 from mountfs.errors import MountError
 from nodeserver.protocol.cluster import ChunkWhere, Holder, NodeStatus
 from nodeserver.protocol.pieces import fragment_of, readable
@@ -23,7 +24,7 @@ SHOWN = 20
 
 
 @click.command("why")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=LocalPath())
 @click.option("--all", "all_", is_flag=True, help=f"Show every chunk, not the first {SHOWN}.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def command(path: Path, all_: bool, as_json: bool) -> None:

@@ -94,7 +94,9 @@ def test_restore_refuses_what_it_cannot(past: Past, where: Path) -> None:
     assert "no directory now" in past.refused("restore", where / "dir/file", "--at", then)
     assert "nothing was there" in past.refused("restore", where / "never", "--at", then)
     assert "history begins later" in past.refused("restore", where / "dir", "--at", "2001-01-01")
-    assert "is not a time" in past.refused("restore", where / "dir", "--at", "soon")
+    assert "is not a time" in past.refused("restore", where / "dir", "--at", "soon", code=2)
+    assert "future" in past.refused("restore", where / "dir", "--at", "2999-01-01", code=2)
+    assert "future" in past.refused("diff", where / "dir", "2999-01-01", code=2)
     assert "no version #9" in past.refused("restore", where / "dir", "--version", "#9")
     assert "use restore" not in past.refused("restore", where, "--version", "#1")
     for args in ([], ["--at", "now", "--version", "#1"]):
