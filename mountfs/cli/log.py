@@ -26,9 +26,9 @@ MOST = 100_000
 FEW = 5
 """So few events have a line each."""
 NAMED = 4
-"""Files that a line for many names."""
-HOUR = 3_600_000_000_000
-"""Nanoseconds."""
+"""How many of its files a line for many names."""
+PAUSE = 10_000_000_000
+"""Nanoseconds without an event that tell what was done at a time from what was done before."""
 
 
 @click.command("log")
@@ -39,8 +39,8 @@ HOUR = 3_600_000_000_000
 def command(path: Path, number: int, each: bool, as_json: bool) -> None:
     """Show what happened to PATH, newest first: a file with its versions, or everything below a directory.
 
-    Also of what was deleted, wherever it was. Below a directory, what was done to many files one after the other is
-    one line, unless --each is given.
+    Also of what was deleted, wherever it was. Below a directory, what was done to many files in one go is one line,
+    unless --each is given.
     """
     place = target(path)
     collected: list[dict[str, Any]] = []
@@ -83,12 +83,11 @@ async def _events(talk: Talk, file: FileId, number: int) -> AsyncGenerator[Event
 
 
 async def _runs(events: AsyncGenerator[Event, None], most: int) -> AsyncGenerator[list[Event], None]:
-    """Events in lists of up to ``most`` that one line may tell: of the same kind, by the same client, in one directory
-    and hour."""
+    """Events in lists of up to ``most`` that one line may tell: of a kind, by one client, without a pause."""
     run: list[Event] = []
     async with aclosing(events):
         async for event in events:
-            if run and (len(run) >= most or _sort(event) != _sort(run[0]) or run[0].time_ns - event.time_ns > HOUR):
+            if run and (len(run) >= most or _kind(event) != _kind(run[0]) or run[-1].time_ns - event.time_ns > PAUSE):
                 yield run
                 run = []
             run.append(event)
@@ -96,9 +95,8 @@ async def _runs(events: AsyncGenerator[Event, None], most: int) -> AsyncGenerato
         yield run
 
 
-def _sort(event: Event) -> tuple[str, bytes, bytes]:
-    kind = "write" if event.kind in ("create", "setattr") else event.kind
-    return kind, event.client, os.path.dirname(event.new_path or event.path)
+def _kind(event: Event) -> tuple[str, bytes]:
+    return "write" if event.kind in ("create", "setattr") else event.kind, event.client
 
 
 def plain(event: Event, kept: Mapping[VersionId, Version]) -> dict[str, Any]:
@@ -123,14 +121,13 @@ def plain(event: Event, kept: Mapping[VersionId, Version]) -> dict[str, Any]:
 def summary(run: list[Event]) -> str:
     """Many events for people."""
     kinds = Counter(event.kind for event in run)
-    names = list(dict.fromkeys(os.path.basename(event.new_path or event.path) for event in run))
-    some = ", ".join(printable(name) for name in names[:NAMED]) + (", …" if len(names) > NAMED else "")
-    last, top = run[0], printable(os.path.dirname(run[0].new_path or run[0].path))
-    who = " on ".join(filter(None, (last.author, last.client_name)))
+    paths = list(dict.fromkeys(event.new_path or event.path for event in run))
+    top = os.path.commonpath([os.path.dirname(path) for path in paths])
+    some = ", ".join(printable(os.path.basename(path)) for path in paths[:NAMED])
     what = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return f"{local_time(last.time_ns)}  {what}  {top or '.'}/  {len(names)} names: {some}" + (
-        f"  [{who}]" if who else ""
-    )
+    who = " on ".join(filter(None, (run[0].author, run[0].client_name)))
+    names = f"{len(paths)} names: {some}" + (", …" if len(paths) > NAMED else "")
+    return f"{local_time(run[0].time_ns)}  {what}  {printable(top) or '.'}/  {names}" + (f"  [{who}]" if who else "")
 
 
 def line(event: Event, kept: Mapping[VersionId, Version]) -> str:

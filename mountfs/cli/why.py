@@ -34,8 +34,10 @@ def command(path: Path, all_: bool, as_json: bool) -> None:
     died now.
     """
     place = target(path)
-    if not place.file or not stat.S_ISREG(place.mode):
-        raise MountError(f"{place.shown}: not a file")
+    if not place.file:
+        raise MountError(f"{place.shown}: there is no such file now")
+    if not stat.S_ISREG(place.mode):
+        raise MountError(f"{place.shown}: not a file, so it has no chunks")
 
     async def work(talk: Talk) -> tuple[list[ChunkWhere], list[NodeStatus]]:
         found = await talk.client.file(talk.name, place.file)
