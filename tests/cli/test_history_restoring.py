@@ -213,6 +213,16 @@ def test_undo_and_undo_again(past: Past, where: Path) -> None:
     assert (where / "file").read_text() == "one"
 
 
+def test_a_file_that_may_not_be_read_can_be_undone(past: Past, where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    past.write("file", "one")
+    past.write("file", "two")
+    (where / "file").chmod(0)
+    with monkeypatch.context() as patches:
+        patches.setattr(os, "access", lambda *_args, **_more: False)
+        past.run("undo", where / "file")
+    assert (where / "file").read_text() == "one"
+
+
 def test_undo_brings_back_what_was_deleted(past: Past, where: Path) -> None:
     past.write("file", "one")
     (where / "file").unlink()
