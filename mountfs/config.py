@@ -46,6 +46,8 @@ class MountConfig:
     """None mounts all buckets, as directories of the root."""
     mountpoint: Path
     token: str
+    token_file: str = ""
+    """Where it was read, as the command line said; for messages."""
     state: Path
     """Directory of the local database, journal and cache; one daemon at a time."""
     cache_size: int = 10 * GIB

@@ -93,6 +93,8 @@ class Status(TypedDict):
     refused: list[RefusedStatus]
     cache: CacheStatus
     rewound: list[RewoundStatus]
+    full: list[str]
+    """What has no room now, for people."""
     errors: list[ErrorStatus]
 
 
@@ -156,7 +158,8 @@ async def _answer(handlers: Mapping[str, Handler], line: bytes) -> dict[str, Any
         return {"error": str(error)}
     except Exception as error:
         log.exception("control command %s", request["command"])
-        return {"error": f"{type(error).__name__}: {error}"}
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "a fault of mountfs; see its log"
+        return {"error": f"the mount could not do that: {why}"}
 
 
 @contextlib.contextmanager

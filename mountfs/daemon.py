@@ -122,7 +122,9 @@ async def _attach_bucket(config: MountConfig, engine: Engine, client: Client, na
             info = await client.bucket(name)
         except Refused as refusal:
             if refusal.code is Code.NO_BUCKET:
-                raise MountError(f"{config.url} has no bucket {name}: create it with `mountfs bucket create`") from None
+                token = f" --token-file {config.token_file}" if config.token_file else ""
+                create = f"mountfs bucket create {name} --url {config.url}{token}"
+                raise MountError(f"{config.url} has no bucket {name}; this creates it: {create}") from None
             raise MountError(f"{config.url}: {refusal}") from refusal
         except ClientError as error:
             raise MountError(f"{config.url}: {error}") from error
@@ -273,6 +275,7 @@ class Daemon:
                 {"bucket": bucket, "time": it.time, "text": it.text(), "lost": it.lost}
                 for bucket, it in rewound.noticed(context)
             ],
+            "full": self._fs.full(),
             "errors": [
                 {
                     "time": problem.time_ns / 1e9,

@@ -9,6 +9,12 @@ class MountError(Exception):
     exit_code: int = 1
 
 
+class Misused(MountError):
+    """What was asked for makes no sense, whatever there is: wrong options, addresses, names, settings."""
+
+    exit_code = 2
+
+
 class Pending(MountError):
     """The deadline passed with changes that are not on the nodes yet; they stay in the journal."""
 

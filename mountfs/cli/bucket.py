@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,11 +14,13 @@ import click
 import trio
 from msgspec import UNSET
 
+from mountfs import mounts
 from mountfs.cli import live, settings
 from mountfs.cli.options import Size, show_size
-from mountfs.errors import MountError, NotMounted
-from nodeserver.client import Client, ClientError, connect
-from nodeserver.protocol.names import valid_bucket
+from mountfs.errors import Misused, MountError, NotMounted
+from nodeserver.client import Client, ClientError, Refused, connect
+from nodeserver.protocol.errors import Code
+from nodeserver.protocol.names import BUCKET_RULE, valid_bucket
 from nodeserver.protocol.wire import Bucket, BucketSettings
 
 T = TypeVar("T")
@@ -29,7 +32,8 @@ DEADLINE = 5.0
 def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that name a server."""
     function = click.option("--token-file", metavar="FILE", help="File with the token.")(function)
-    return click.option("--url", metavar="URL", help="The node server (default: of the mount you are in).")(function)
+    where = "The node server (default: of the mount you are in, or of all)."
+    return click.option("--url", metavar="URL", help=where)(function)
 
 
 def ask(url: str, token: str, work: Callable[[Client], Awaitable[T]]) -> T:
@@ -46,17 +50,20 @@ def ask(url: str, token: str, work: Callable[[Client], Awaitable[T]]) -> T:
 
 
 def server(url: str | None, token_file: str | None) -> tuple[str, str]:
-    """The address and token of the server meant: given, or of the mount that contains the current directory."""
+    """The address and token of the server meant: given, of the mount that contains the current directory, or of all."""
     if url:
         address, bucket = settings.parse_source(url)
         if bucket:
-            raise MountError(f"{url}: the address of a server is needed, without a bucket")
+            raise Misused(f"{url}: the address of a server is needed, without a bucket")
         configured = settings.from_files(address, None, None).get("token_file")
         return address, settings.find_token(token_file, configured, settings.default_state(address, None))
     try:
         record = live.record_at(Path.cwd())
     except NotMounted:
-        raise NotMounted("the current directory is not in a mountfs mount; give --url") from None
+        running = [record for record in mounts.records() if record.running]
+        if len({record.url for record in running}) != 1:
+            raise NotMounted("the current directory is not in a mountfs mount; give --url http://HOST:PORT") from None
+        record = running[0]
     return record.url, settings.find_token(token_file, None, Path(record.state))
 
 
@@ -137,7 +144,7 @@ def set_(name: str, values: tuple[str, ...], url: str | None, token_file: str | 
         elif key == "quota":
             wanted.quota_bytes = None if text == "none" else Size().convert(text, None, None)
         else:
-            raise MountError(f"{value!r}: there are redundancy=… and quota=…")
+            raise Misused(f"{value!r}: there are redundancy=… and quota=…")
 
     async def work(client: Client) -> Bucket:
         return await client.set_bucket(name, wanted)
@@ -149,20 +156,36 @@ def set_(name: str, values: tuple[str, ...], url: str | None, token_file: str | 
 
 @command.command("delete")
 @click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @server_options
-def delete(name: str, url: str | None, token_file: str | None) -> None:
-    """Delete the bucket NAME, which must be empty."""
+def delete(name: str, yes: bool, url: str | None, token_file: str | None) -> None:
+    """Delete the bucket NAME, in which no files may be.
+
+    Asks first when it keeps the history of deleted files, which goes with it.
+    """
     _check(name)
 
-    async def work(client: Client) -> None:
-        await client.delete_bucket(name)
+    async def work(client: Client, *, history: bool) -> bool:
+        try:
+            await client.delete_bucket(name, history=history)
+        except Refused as refused:
+            if refused.code is not Code.HAS_HISTORY:
+                raise
+            return False
+        return True
 
-    ask(*server(url, token_file), work)
+    where = server(url, token_file)
+    if not ask(*where, lambda client: work(client, history=yes)):
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise MountError(f"{name}: keeps the history of deleted files; --yes destroys it with the bucket")
+        if not click.confirm(f"{name} keeps the history of deleted files. Destroy it for good?", err=True):
+            raise MountError(f"{name}: nothing was deleted")
+        ask(*where, lambda client: work(client, history=True))
 
 
 def _check(name: str) -> None:
     if not valid_bucket(name):
-        raise MountError(f"{name!r} cannot be the name of a bucket: 3 to 63 of a-z, 0-9, '.' and '-'")
+        raise Misused(f"{name!r} cannot be the name of a bucket: {BUCKET_RULE}")
 
 
 def _plain(bucket: Bucket) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mountfs.cli.history.paths import Target, target
 from mountfs.cli.history.show import local_time, parse_time, print_json, printable, utc_time
 from mountfs.cli.history.treediff import Difference, attributes_differ, differences
 from mountfs.cli.history.trees import tree
+from mountfs.cli.options import LocalPath
 from mountfs.cli.progress import Count, counting
 from mountfs.errors import MountError
 from nodeserver.protocol.wire import File, Manifest, Version
@@ -65,7 +66,7 @@ class Answer:
 
 
 @click.command("diff", cls=Times)
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=LocalPath())
 @click.argument("a", required=False)
 @click.argument("b", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")

@@ -18,7 +18,7 @@ import click
 from mountfs import control, mounts
 from mountfs.cli import settings
 from mountfs.cli.bucket import ask, server_options
-from mountfs.cli.options import show_size
+from mountfs.cli.options import LocalPath, show_size
 from mountfs.errors import MountError
 from nodeserver.client import BadAnswer, Refused, Unreachable
 from nodeserver.protocol.errors import Code
@@ -28,6 +28,8 @@ SKEW = 5.0
 """Seconds two clocks may differ before times of files mislead."""
 ROOM = 0.1
 """Part of the disk that has to stay free."""
+LATELY = 3600.0
+"""Seconds for which an error of a mount is worth a warning."""
 FUSE_DEVICE = Path("/dev/fuse")
 
 
@@ -42,7 +44,7 @@ class Finding:
 
 
 @click.command("doctor")
-@click.option("--state", metavar="DIR", type=click.Path(path_type=Path), help="Also check this state directory.")
+@click.option("--state", metavar="DIR", type=LocalPath(), help="Also check this state directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 @server_options
 def command(state: Path | None, as_json: bool, url: str | None, token_file: str | None) -> None:
@@ -149,6 +151,11 @@ def check_mount(record: mounts.Record) -> Finding:
         return Finding(name, "warning", "works without its server", "see the checks of the server")
     if lost := [f"bucket {it['bucket']}: {it['text']}" for it in status.get("rewound", ()) if it["lost"]]:
         return Finding(name, "warning", "; ".join(lost), f"all names: mountfs status --json {record.mountpoint}")
+    if full := status.get("full"):
+        return Finding(name, "warning", "; ".join(full), "make room where it says")
+    lately = [error["text"] for error in status["errors"] if time.time() - error["time"] < LATELY]
+    if lately:
+        return Finding(name, "warning", lately[-1], f"mountfs status {record.mountpoint} tells what else there was")
     return Finding(name, "ok", f"process {record.pid}, connected")
 
 

@@ -13,12 +13,13 @@ from mountfs.cli.history.node import Talk, talk_of
 from mountfs.cli.history.paths import Target, target
 from mountfs.cli.history.show import local_time, print_json, say, utc_time
 from mountfs.cli.live import GRACE
+from mountfs.cli.options import LocalPath
 from mountfs.errors import MountError
 from nodeserver.protocol.wire import Hold
 
 
 @click.command("hold")
-@click.argument("path", type=click.Path(path_type=Path), default=".")
+@click.argument("path", type=LocalPath(), default=".")
 @click.option("--note", default="", metavar="TEXT", help="Why it is held.")
 @click.option("--release", is_flag=True, help="End the hold.")
 @click.option("--list", "list_", is_flag=True, help="List what is held in the bucket of PATH.")

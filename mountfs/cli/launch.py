@@ -10,8 +10,7 @@ import resource
 import signal
 import socket
 import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,8 +46,12 @@ class _LogFile(logging.handlers.RotatingFileHandler):
             os.dup2(stream.fileno(), descriptor)
 
 
-def prepare(config: MountConfig) -> None:
-    """Make the state directory and a free mount point. Detaches what a dead daemon left. Raises ``MountError``."""
+@contextlib.contextmanager
+def prepared(config: MountConfig) -> Iterator[None]:
+    """Make the state directory and a free mount point; one that was made goes again when the block fails.
+
+    Detaches what a dead daemon left. Raises ``MountError``.
+    """
     point = config.mountpoint
     try:
         config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -62,17 +65,28 @@ def prepare(config: MountConfig) -> None:
             owner = f" by process {record.pid}" if record else ""
             raise Busy(f"{point}: already mounted{owner}" + (", which does not answer" if health == "silent" else ""))
         mounts.unmount(point, lazy=True)
+    made = False
     try:
+        with contextlib.suppress(FileExistsError):
+            point.mkdir(parents=True)
+            made = True
         os.scandir(point).close()
     except OSError as error:
         raise MountError(f"mount point {point}: {error.strerror}") from None
+    try:
+        yield
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                point.rmdir()
+        raise
 
 
 def foreground(config: MountConfig, *, debug: bool = False) -> None:
     """Run the daemon in this process until it is unmounted; logs to standard error, tells systemd when it is ready."""
-    prepare(config)
-    _log_to(logging.StreamHandler(), debug)
-    _run(config, lambda: notify("READY=1"))
+    with prepared(config):
+        _log_to(logging.StreamHandler(), debug)
+        _run(config, lambda: notify("READY=1"))
 
 
 def background(config: MountConfig, *, debug: bool = False, detach: bool = True) -> int:
@@ -81,7 +95,11 @@ def background(config: MountConfig, *, debug: bool = False, detach: bool = True)
     ``detach`` makes it independent of this process; else it is a child in a process group of its own that is asked
     to end when this one dies.
     """
-    prepare(config)
+    with prepared(config):
+        return _start(config, debug=debug, detach=detach)
+
+
+def _start(config: MountConfig, *, debug: bool, detach: bool) -> int:
     answer, report = os.pipe()
     child = os.fork()
     if child == 0:
@@ -145,7 +163,8 @@ def _daemon(config: MountConfig, report: int, debug: bool, detach: bool) -> NoRe
         code = error.exit_code
     except BaseException as error:  # whatever it is, it must not unwind into the command's code
         logging.getLogger(__name__).critical("the mount ends", exc_info=True)
-        _tell(report, f"error {''.join(traceback.format_exception_only(error)).strip()}; see {config.state / LOG}")
+        why = (error.strerror or "") if isinstance(error, OSError) else "a fault of mountfs"
+        _tell(report, f"error the mount ended before it was ready ({why}); see {config.state / LOG}")
     finally:
         logging.shutdown()
         os._exit(code)

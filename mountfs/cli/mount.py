@@ -12,7 +12,7 @@ from mountfs.cli import launch, options, settings
 
 @click.command("mount")
 @click.argument("source", metavar="URL[/BUCKET]")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=options.LocalPath())
 @click.option(
     "--token-file", metavar="FILE", help="File with the token (default: $MOUNTFS_TOKEN_FILE, or the last used)."
 )

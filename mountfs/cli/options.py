@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from mountfs.errors import MountError
+from mountfs.errors import Misused
 from nodeserver.protocol.names import valid_name
 
 IGNORED = {
@@ -19,9 +21,6 @@ IGNORED = {
 }  # fmt: skip
 """For mount(8), systemd or the kernel, or what a mount is anyway."""
 IGNORED_PREFIXES = ("x-", "X-", "comment=", "user=", "helper=", "uhelper=")
-
-ID_MAX = (1 << 32) - 2
-"""The largest number of a user or group: one more means none."""
 
 _UNITS = {unit: 1024**power for power, unit in enumerate("BKMGTP")}
 
@@ -59,6 +58,20 @@ class Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class LocalPath(click.ParamType[Path]):
+    """A path on the command line. Nothing is asked about it: it may be gone, unreadable, or in a mute mount."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path."""
+        return Path(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Let the shell complete names of files."""
+        return [CompletionItem(incomplete, type="file")]
+
+
 def _one_of(*values: str) -> Callable[[str], str]:
     def check(text: str) -> str:
         if text not in values:
@@ -75,18 +88,21 @@ def _file_name(text: str) -> str:
 
 
 def _seconds(text: str) -> float:
-    if not (seconds := float(text)) > 0:
-        raise ValueError("must be more than 0")
-    return seconds
+    if not re.fullmatch(r"\d{1,9}(\.\d*)?", text, re.ASCII) or not float(text):
+        raise ValueError(f"{text!r} is not a number of seconds more than 0")
+    return float(text)
 
 
-def _number(most: int, base: int = 10) -> Callable[[str], int]:
-    def check(text: str) -> int:
-        if not 0 <= (number := int(text, base)) <= most:
-            raise ValueError("out of range")
-        return number
+def _id(text: str) -> int:
+    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or int(text) >= (1 << 32) - 1:
+        raise ValueError(f"{text!r} is not the number of a user or group")
+    return int(text)
 
-    return check
+
+def _mask(text: str) -> int:
+    if not re.fullmatch(r"0?[0-7]{1,3}", text):
+        raise ValueError(f"{text!r} is not a mask, such as 022")
+    return int(text, 8)
 
 
 FLAGS = {
@@ -104,9 +120,9 @@ FLAGS = {
     "nowriteback": ("writeback", False),
 }
 VALUES: dict[str, Callable[[str], Any]] = {
-    "uid": _number(ID_MAX),
-    "gid": _number(ID_MAX),
-    "umask": _number(0o777, 8),
+    "uid": _id,
+    "gid": _id,
+    "umask": _mask,
     "close": _one_of("local", "cluster"),
     "versions": _one_of("hidden", "root", "off"),
     "versions_name": _file_name,
@@ -128,7 +144,7 @@ def split(texts: Iterable[str]) -> list[str]:
 def parse(items: Iterable[str], *, sloppy: bool = False) -> dict[str, Any]:
     """The settings that options stand for, later ones winning.
 
-    Hyphens and underscores in names are the same. Raises ``MountError`` on what is unknown (unless ``sloppy``) or
+    Hyphens and underscores in names are the same. Raises ``Misused`` on what is unknown (unless ``sloppy``) or
     has a bad value.
     """
     found: dict[str, Any] = {}
@@ -142,9 +158,9 @@ def parse(items: Iterable[str], *, sloppy: bool = False) -> dict[str, Any]:
             try:
                 found[key] = VALUES[key](value)
             except ValueError as error:
-                raise MountError(f"mount option {option}: {error}") from None
+                raise Misused(f"mount option {option}: {error}") from None
         elif option == "rw":
             found["ro"] = False
         elif not (sloppy or option in IGNORED or option.startswith(IGNORED_PREFIXES)):
-            raise MountError(f"mount option {option} is not known")
+            raise Misused(f"mount option {option} is not known")
     return found

@@ -12,7 +12,7 @@ from mountfs.cli.history import versions
 from mountfs.cli.history.node import Talk, talk_of
 from mountfs.cli.history.paths import show_in_mount, target
 from mountfs.cli.history.show import local_time, print_json, say
-from mountfs.cli.options import show_size
+from mountfs.cli.options import LocalPath, show_size
 from mountfs.errors import MountError
 from nodeserver.protocol.wire import Purge, Purged, Version
 
@@ -21,7 +21,7 @@ SHOWN = 20
 
 
 @click.command("purge")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=LocalPath())
 @click.option("--version", "ids", metavar="ID", multiple=True, help="Only this version; can be given again.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")

@@ -13,6 +13,7 @@ from mountfs.cli.history.node import Talk, talk_of
 from mountfs.cli.history.paths import Target, show_in_mount, target
 from mountfs.cli.history.restoring import Outcome
 from mountfs.cli.history.show import local_time, parse_time, print_json, printable, say
+from mountfs.cli.options import LocalPath
 from mountfs.cli.progress import Count, counting
 from mountfs.errors import MountError
 
@@ -21,10 +22,10 @@ SIGNS = {"create": "+", "link": "+", "content": "~", "attributes": "~", "replace
 
 
 @click.command("restore")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=LocalPath())
 @click.option("--version", "version", metavar="ID", help="The version of a file to restore, as mountfs log shows it.")
 @click.option("--at", "at", metavar="TIME", help="Restore what was there at this time.")
-@click.option("--to", "to", metavar="DEST", type=click.Path(path_type=Path), help="Restore here, a free name.")
+@click.option("--to", "to", metavar="DEST", type=LocalPath(), help="Restore here, a free name.")
 @click.option("--delete", is_flag=True, help="Also remove what was not there then.")
 @click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")

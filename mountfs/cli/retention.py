@@ -17,7 +17,7 @@ from mountfs.cli.history.paths import target
 from mountfs.cli.history.show import print_json, say
 from mountfs.cli.options import show_size
 from mountfs.cli.progress import waiting
-from mountfs.errors import MountError, NotMounted
+from mountfs.errors import Misused, MountError, NotMounted
 from nodeserver.protocol.names import valid_bucket
 from nodeserver.protocol.wire import FileId, Policy, RetentionReport
 
@@ -47,15 +47,15 @@ class Found(NamedTuple):
 
 
 @click.command("retention")
-@click.argument("where", metavar="BUCKET|DIR")
-@click.argument("action", type=click.Choice(ACTIONS), default="show")
+@click.argument("action", metavar="[show|set|unset|run]", required=False)
+@click.argument("where", metavar="BUCKET|DIR", required=False)
 @click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("--dry-run", is_flag=True, help="Tell what would go now, and take nothing out.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @server_options
 def command(
-    where: str,
-    action: str,
+    action: str | None,
+    where: str | None,
     settings: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
@@ -67,6 +67,7 @@ def command(
     A policy holds for a directory and all below it, up to the next directory that has its own. set changes the
     settings named, unset takes the whole policy away, run applies the policy at once.
     """
+    action, where = _in_order(action, where)
     if bool(settings) != (action == "set"):
         raise click.UsageError("set needs KEY=VALUE" if action == "set" else f"{action} takes no KEY=VALUE")
     if dry_run and action in ("set", "unset"):
@@ -96,6 +97,15 @@ def command(
         _show(answer, dry_run=dry_run)
 
 
+def _in_order(action: str | None, where: str | None) -> tuple[str, str]:
+    """What to do, and where: as given, the other way round, or the place alone."""
+    if action not in ACTIONS or where is None:
+        action, where = where or "show", action
+    if where is None or action not in ACTIONS:
+        raise click.UsageError(f"give one of {', '.join(ACTIONS)}, then a bucket or a directory")
+    return action, where
+
+
 def _place(where: str, url: str | None, token_file: str | None) -> Place:
     """A bucket by name, or a directory in a mount. Raises ``MountError``."""
     try:
@@ -108,7 +118,7 @@ def _place(where: str, url: str | None, token_file: str | None) -> Place:
         if "/" in where or not valid_bucket(where):
             raise
     if not valid_bucket(where):
-        raise MountError(f"{where}: no such directory, and no name of a bucket")
+        raise Misused(f"{where}: no such directory, and no name of a bucket")
     address, token = server(url, token_file)
     return Place(where, (), lambda work: talk(address, token, where, work))
 

@@ -17,8 +17,8 @@ import click
 from mountfs import mounts
 from mountfs.cli import options
 from mountfs.config import MountConfig, MountOptions
-from mountfs.errors import MountError
-from nodeserver.protocol.names import valid_bucket
+from mountfs.errors import Misused, MountError
+from nodeserver.protocol.names import BUCKET_RULE, valid_bucket
 
 TOKEN = "token"  # noqa: S105
 """The file in a state directory that keeps the token its mount was last started with."""
@@ -26,19 +26,18 @@ _OPTION_FIELDS = {field.name for field in dataclasses.fields(MountOptions)}
 
 
 def parse_source(source: str) -> tuple[str, str | None]:
-    """The server's address and the bucket in ``URL[/BUCKET]``. Raises ``MountError``."""
+    """The server's address and the bucket in ``URL[/BUCKET]``. Raises ``Misused``."""
+    no_address = f"{source}: not the address of a node server, such as http://HOST:PORT or http://HOST:PORT/BUCKET"
     try:
         parts = urlsplit(source)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise MountError(f"{source}: {error}") from None
+    except ValueError:
+        raise Misused(no_address) from None
     if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc or parts.query or parts.fragment:
-        raise MountError(
-            f"{source}: not the address of a node server, such as http://HOST:PORT or http://HOST:PORT/BUCKET"
-        )
+        raise Misused(no_address)
     bucket = parts.path.strip("/") or None
     if bucket is not None and not valid_bucket(bucket):
-        raise MountError(f"{source}: {bucket!r} cannot be the name of a bucket")
+        raise Misused(f"{source}: {bucket!r} cannot be the name of a bucket: {BUCKET_RULE}")
     host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}", bucket
 
@@ -98,7 +97,10 @@ def find_token(given: str | None, configured: str | None, state: Path | None) ->
         return read_token(Path(file))
     if state and (state / TOKEN).exists():
         return read_token(state / TOKEN)
-    raise MountError("no token: give --token-file, or name the file in MOUNTFS_TOKEN_FILE")
+    raise MountError(
+        "no token: give --token-file FILE, or name the file in MOUNTFS_TOKEN_FILE; that of the server is admin.token in"
+        " its --data directory"
+    )
 
 
 def build(source: str, mountpoint: Path, given: dict[str, Any]) -> MountConfig:
@@ -110,7 +112,7 @@ def build(source: str, mountpoint: Path, given: dict[str, Any]) -> MountConfig:
     state_given = values.pop("state", None)
     state = Path(os.path.abspath(Path(state_given).expanduser())) if state_given else default_state(url, bucket)
     token = find_token(given.get("token_file"), files.get("token_file"), state)
-    values.pop("token_file", None)
+    values["token_file"] = given.get("token_file") or ""
     chosen = MountOptions(**{key: values.pop(key) for key in _OPTION_FIELDS & values.keys()})
     return MountConfig(url=url, bucket=bucket, mountpoint=point, token=token, state=state, options=chosen, **values)
 
@@ -122,13 +124,15 @@ def _load(file: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
             content = tomllib.load(stream)
     except (FileNotFoundError, NotADirectoryError):
         return {}, {}
-    except (OSError, ValueError) as error:
-        raise MountError(f"{file}: {error}") from None
+    except OSError as error:
+        raise MountError(f"{file}: {error.strerror}") from None
+    except ValueError as error:
+        raise Misused(f"{file}: {error}") from None
     if unknown := content.keys() - {"mount"}:
-        raise MountError(f"{file}: [{min(unknown)}] is not known; settings go below [mount]")
+        raise Misused(f"{file}: [{min(unknown)}] is not known; settings go below [mount]")
     table = content.get("mount", {})
     if not isinstance(table, dict):
-        raise MountError(f"{file}: mount is not a table")
+        raise Misused(f"{file}: mount is not a table")
     general = {key: value for key, value in table.items() if not isinstance(value, dict)}
     sections = {
         os.path.expanduser(key).rstrip("/"): _settings(file, value)
@@ -152,5 +156,5 @@ def _settings(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
             else:
                 found |= options.parse([f"{key}={value}"])
     except MountError as error:
-        raise MountError(f"{file}: {error}") from None
+        raise Misused(f"{file}: {error}") from None
     return found

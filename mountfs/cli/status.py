@@ -12,7 +12,7 @@ import click
 
 from mountfs import control, mounts
 from mountfs.cli import live
-from mountfs.cli.options import show_size
+from mountfs.cli.options import LocalPath, show_size
 from mountfs.errors import MountError, NotMounted
 
 ANSWER = 10.0
@@ -20,15 +20,20 @@ ANSWER = 10.0
 
 
 @click.command("status")
-@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("mountpoint", type=LocalPath(), required=False)
+@click.option("--all", "every", is_flag=True, help="All mounts, also when called in one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object, or without MOUNTPOINT an array of them.")
-def command(mountpoint: Path | None, as_json: bool) -> None:
-    """Show how a mount is doing, or all of them."""
+def command(mountpoint: Path | None, every: bool, as_json: bool) -> None:
+    """Show how a mount is doing: the one at MOUNTPOINT, the one you are in, or all of them."""
+    others = 0
     if mountpoint:
         record = live.record_at(mountpoint)
         found = [control.call(record.control, "status", timeout=ANSWER)]
     else:
-        found = [_ask(record) for record in mounts.records()]
+        records = mounts.records()
+        here = [] if every else [record for record in records if record == _around()]
+        found = [_ask(record) for record in here or records]
+        others = len(records) - len(found)
     if as_json:
         click.echo(json.dumps(found[0] if mountpoint else found, indent=2))
     elif found:
@@ -36,10 +41,20 @@ def command(mountpoint: Path | None, as_json: bool) -> None:
             if number:
                 click.echo()
             _show(status)
+        if others:
+            click.echo(f"\nand {others} more mount{'s' if others > 1 else ''}: mountfs status --all")
     else:
         click.echo("nothing is mounted")
     if broken := [status["mountpoint"] for status in found if "problem" in status]:
         raise NotMounted(f"no answer from {', '.join(broken)}")
+
+
+def _around() -> mounts.Record | None:
+    """The mount that the current directory is in."""
+    try:
+        return live.record_at(Path.cwd())
+    except (MountError, OSError):  # in none, or in one that is dead
+        return None
 
 
 def _ask(record: mounts.Record) -> dict[str, Any]:
@@ -81,6 +96,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         *([("", f"and {len(pending['files']) - live.SHOWN} more")] if len(pending["files"]) > live.SHOWN else []),
         *((("refused" if first else ""), line) for first, line in _refused(status.get("refused", []))),
         ("cache", f"{show_size(cache['used'])} of {show_size(cache['cap'])}, {show_size(cache['dirty'])} not yet sent"),
+        *(("full", reason) for reason in status.get("full", [])),
         ("process", f"{status['pid']}, running since {_moment(status['started'])}"),
         ("state", status["state"]),
     ]

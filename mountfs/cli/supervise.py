@@ -177,12 +177,15 @@ class Mount:
 
     def start(self) -> None:
         """Mount; the directory underneath becomes read-only, so that nothing is stored there by mistake."""
-        launch.prepare(self.config)
+        with launch.prepared(self.config):
+            self._start()
+        self._backoff.started = time.monotonic()
+
+    def _start(self) -> None:
         os.chmod(self.config.mountpoint, 0o700)
         with _directory(self.config.mountpoint) as underneath:
             self._pid = launch.background(self.config, detach=False)
             os.fchmod(underneath, 0o500)
-        self._backoff.started = time.monotonic()
 
     def tend(self) -> float:
         """Mount again when the daemon died and the time has come; seconds until it is worth looking again."""

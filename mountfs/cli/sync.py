@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 from mountfs.cli import live
+from mountfs.cli.options import LocalPath
 from mountfs.errors import MountError, Pending
 
 
 @click.command("sync")
-@click.argument("path", type=click.Path(path_type=Path), default=".")
+@click.argument("path", type=LocalPath(), default=".")
 @click.option("--deadline", type=click.FloatRange(0), metavar="SECONDS", help="How long to wait.")
 def command(path: Path, deadline: float | None) -> None:
     """Wait until everything under PATH (default: the current directory) is durable on the nodes."""

@@ -9,12 +9,13 @@ import click
 
 from mountfs import mounts
 from mountfs.cli import live
+from mountfs.cli.options import LocalPath
 from mountfs.cli.settings import absolute
 from mountfs.errors import Busy, MountError, NotMounted, Pending
 
 
 @click.command("umount")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=LocalPath())
 @click.option("--deadline", type=click.FloatRange(0), metavar="SECONDS", help="How long to wait for what is pending.")
 @click.option("--lazy", is_flag=True, help="Unmount even while processes use the mount.")
 def command(mountpoint: Path, deadline: float | None, lazy: bool) -> None:

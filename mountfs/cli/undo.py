@@ -11,6 +11,7 @@ from mountfs.cli.history import restoring, versions
 from mountfs.cli.history.node import Talk, talk_of
 from mountfs.cli.history.paths import Target, target
 from mountfs.cli.history.restoring import Outcome
+from mountfs.cli.options import LocalPath
 from mountfs.cli.progress import Count, counting
 from mountfs.cli.restore import finish
 from mountfs.errors import MountError
@@ -21,7 +22,7 @@ PAUSE = 60_000_000_000
 
 
 @click.command("undo")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=LocalPath())
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def command(path: Path, as_json: bool) -> None:
     """Take the last change of a file's content back, or bring back what was deleted.

@@ -17,15 +17,15 @@ from mountfs.cli import launch, live, options, settings
 from mountfs.cli.bucket import ask
 from mountfs.cli.supervise import MEMORY, STOP, Mount, Server, Signals, remembered
 from mountfs.config import MountConfig, MountOptions
-from mountfs.errors import MountError
+from mountfs.errors import Misused, MountError
 from nodeserver.client import Client
 
 FIRST_BUCKET = "files"
 
 
 @click.command("up")
-@click.argument("mountpoint", type=click.Path(path_type=Path), default="~/Buckets")
-@click.option("--data", metavar="DIR", type=click.Path(path_type=Path), help="Directory of the server's data.")
+@click.argument("mountpoint", type=options.LocalPath(), default="~/Buckets")
+@click.option("--data", metavar="DIR", type=options.LocalPath(), help="Directory of the server's data.")
 @click.option("--cache-size", type=options.Size(), help="Most bytes the cache may take, such as 20G.")
 @click.option("-o", "mount_options", metavar="OPT,…", multiple=True, help="Mount options, as in mount(8).")
 def command(mountpoint: Path, data: Path | None, cache_size: int | None, mount_options: tuple[str, ...]) -> None:
@@ -38,7 +38,7 @@ def command(mountpoint: Path, data: Path | None, cache_size: int | None, mount_o
     state = mounts.state_root() / f"up-{hashlib.sha256(os.fsencode(data)).hexdigest()[:12]}"
     values = options.parse(options.split(mount_options)) | ({"cache_size": cache_size} if cache_size else {})
     if misplaced := values.keys() & {"state", "token_file"}:
-        raise MountError(f"mount option {min(misplaced)} has no place here: mountfs up has its own")
+        raise Misused(f"mount option {min(misplaced)} has no place here: mountfs up has its own")
     point = settings.absolute(mountpoint)
     with mounts.locked(state / "up.lock", f"mountfs up is running already: {data}"), Signals() as signals:
         _end_leftovers(state)
@@ -46,7 +46,8 @@ def command(mountpoint: Path, data: Path | None, cache_size: int | None, mount_o
         with Server(data, state) as server:
             mount = Mount(_config(server, point, state, values))
             mount.start()
-            click.echo(f"Your folder is {point}; the directories in it are buckets.")
+            click.echo(f"Your folder is {point}. The directories in it are buckets: put files into these,")
+            click.echo(f"for example into {point}/{FIRST_BUCKET}. mkdir makes another bucket, with a lower-case name.")
             click.echo("Ctrl-C stops; your files stay.")
             launch.notify("READY=1")
             while not signals.stop:

@@ -14,6 +14,7 @@ from mountfs.cli.history.content import Reader
 from mountfs.cli.history.node import Talk, talk_of
 from mountfs.cli.history.paths import target
 from mountfs.cli.history.show import local_time, print_json, say
+from mountfs.cli.options import LocalPath
 from mountfs.errors import MountError
 from nodeserver.protocol.cluster import ChunkWhere, Holder, NodeStatus
 from nodeserver.protocol.pieces import fragment_of, readable
@@ -23,7 +24,7 @@ SHOWN = 20
 
 
 @click.command("why")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=LocalPath())
 @click.option("--all", "all_", is_flag=True, help=f"Show every chunk, not the first {SHOWN}.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def command(path: Path, all_: bool, as_json: bool) -> None:
@@ -33,8 +34,10 @@ def command(path: Path, all_: bool, as_json: bool) -> None:
     died now.
     """
     place = target(path)
-    if not place.file or not stat.S_ISREG(place.mode):
-        raise MountError(f"{place.shown}: not a file")
+    if not place.file:
+        raise MountError(f"{place.shown}: there is no such file now")
+    if not stat.S_ISREG(place.mode):
+        raise MountError(f"{place.shown}: not a file, so it has no chunks")
 
     async def work(talk: Talk) -> tuple[list[ChunkWhere], list[NodeStatus]]:
         found = await talk.client.file(talk.name, place.file)

@@ -45,11 +45,14 @@ class Adapter(pyfuse3.Operations):
         self._fs = fs
         self._options = fs.options
         self._past = fs.history
-        self._attributes = partial(entry_of, fs.options)
+        self._attributes = partial(entry_of, fs.options, fs.tree.removals)
         self.enable_writeback_cache = fs.options.writeback
 
     def failed(self, message: str) -> None:
         self._fs.engine.context.report(0, message)
+
+    def full(self) -> None:
+        self._fs.explain()
 
     def _changes(self, directory: int, name: bytes, code: int = errno.EROFS) -> None:
         """A name is about to begin or end. Raises FUSEError: EROFS in the past, ``code`` for the name of the past."""
@@ -220,7 +223,7 @@ class Adapter(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         self._changes(parent_inode, name, errno.EEXIST)
         handle, inode = await self._fs.create(parent_inode, name, mode, flags, Caller(ctx.uid, ctx.gid))
-        return self._opened(handle), self._attributes(inode)
+        return self._opened(handle, direct=self._fs.files.is_direct(handle)), self._attributes(inode)
 
     @guard
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pyfuse3 import EntryAttributes, InodeT, ModeT, StatvfsData
 
 from mountfs.config import MountOptions
@@ -13,11 +15,19 @@ FOREVER = 86_400.0
 
 
 def entry_of(
-    options: MountOptions, inode: Inode, name_timeout: float = FOREVER, timeout: float = FOREVER
+    options: MountOptions,
+    removals: Mapping[int, int],
+    inode: Inode,
+    name_timeout: float = FOREVER,
+    timeout: float = FOREVER,
 ) -> EntryAttributes:
-    """An inode's attributes, and for how many seconds the kernel may trust its name and them."""
+    """An inode's attributes, and for how many seconds the kernel may trust its name and them.
+
+    ``removals`` tells how often directories were removed here that are back: to the kernel each is another one then.
+    """
     entry = EntryAttributes()
     entry.st_ino = InodeT(inode.ino)
+    entry.generation = removals.get(inode.ino, 0)
     mode = inode.mode if options.umask is None else inode.mode & ~options.umask
     entry.st_mode = ModeT(mode)
     entry.st_nlink = inode.nlink

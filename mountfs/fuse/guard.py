@@ -31,6 +31,9 @@ class Guarded(Protocol):
     def failed(self, message: str) -> None:
         """A handler failed for a reason that is ours."""
 
+    def full(self) -> None:
+        """A handler failed for want of room."""
+
 
 S = TypeVar("S", bound=Guarded)
 
@@ -45,10 +48,13 @@ def guard(
         try:
             return await handler(self, *args, **kwargs)
         except OSError as error:
+            if error.errno == errno.ENOSPC:
+                self.full()
             if error.errno is None or error.errno == errno.EIO:
                 log.info("%s%r: %s", handler.__name__, _shown(args), error)
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
         except apsw.FullError:
+            self.full()
             raise pyfuse3.FUSEError(errno.ENOSPC) from None
         except (pyfuse3.FUSEError, trio.Cancelled):
             raise

@@ -13,7 +13,7 @@ import trio
 
 from mountfs.config import MountConfig
 from mountfs.local.aside import Aside
-from mountfs.local.buckets import Buckets
+from mountfs.local.buckets import Buckets, BucketState
 from mountfs.local.cache import Cache
 from mountfs.local.database import Database
 from mountfs.local.inodes import Inodes
@@ -139,6 +139,24 @@ class Context:
         path = self.inodes.path(ino) if ino else ""
         log.warning("%s: %s", path or "/", message)
         self.problems.append(Problem(time.time_ns(), path, message))
+
+    def hint(self, message: str) -> None:
+        """As ``report``, of what somebody is expected to try again and again: told once, with the time of the last."""
+        known = next((problem for problem in self.problems if problem.message == message), None)
+        if known is None:
+            self.report(0, message)
+        else:
+            self.problems.remove(known)
+            self.problems.append(Problem(time.time_ns(), known.path, message))
+
+    def quota_left(self, bucket: BucketState) -> int | None:
+        """Bytes that files of a bucket may still grow by, as far as is known; None without a quota. May be negative."""
+        usage = bucket.usage
+        if usage.quota_bytes is None:
+            return None
+        inodes = ((self.inodes.get(ino), growth) for ino, growth in self.growth.items())
+        waiting = sum(growth for inode, growth in inodes if inode and inode.bucket == bucket.id)
+        return usage.quota_bytes - usage.used_bytes - waiting
 
     def made_progress(self) -> None:
         """Wake those who wait for room."""

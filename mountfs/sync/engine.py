@@ -186,11 +186,17 @@ class Engine:
         return state
 
     async def delete_bucket(self, bucket: BucketState) -> None:
-        """Delete an empty bucket, after all that was done in it."""
+        """Delete a bucket without files and history, after all that was done in it. Raises OSError(ENOTEMPTY)."""
         await self.durable(bucket.id)
         try:
             await self.context.client.delete_bucket(bucket.name)
         except ClientError as error:
+            if isinstance(error, Refused) and error.code in (Code.HAS_HISTORY, Code.HELD):
+                name = bucket.name
+                self.context.hint(
+                    f"{name} stays: it keeps the history of the files that were deleted in it. They can be had back;"
+                    f" mountfs bucket delete {name} deletes it for good"
+                )
             raise os_error(error) from error
         self._unwatch(bucket.id)
         self.remote.drop(bucket)

@@ -19,6 +19,8 @@ _ERRNO = {
     Code.NO_FILE: errno.ESTALE,
     Code.BUCKET_EXISTS: errno.EEXIST,
     Code.BUCKET_NOT_EMPTY: errno.ENOTEMPTY,
+    Code.HAS_HISTORY: errno.ENOTEMPTY,
+    Code.HELD: errno.ENOTEMPTY,
     Code.INVALID_NAME: errno.EINVAL,
     Code.FULL: errno.ENOSPC,
 }

@@ -23,6 +23,8 @@ class Handle:
 
     def __init__(self, content: Content, flags: int) -> None:
         self.content = content
+        self.direct = False
+        """Writes come here at once, and their answers reach the program."""
         self.writes = flags & os.O_ACCMODE != os.O_RDONLY
         self.direct = False
         """The kernel shall not read a page before it changes it: what is in it cannot be had now."""
@@ -69,6 +71,16 @@ class Files:
     def open_new(self, inode: Inode, flags: int) -> int:
         """Open a file that was just created."""
         return self._add(self._staging.begin(inode, write=flags & os.O_ACCMODE != os.O_RDONLY), flags)
+
+    def is_direct(self, number: int) -> bool:
+        """Whether the kernel is to collect no writes to a file just created: its bucket's quota is used up.
+
+        Every write will fail then, and the program learns it from the call itself.
+        """
+        handle = self._handles[number]
+        left = self._context.quota_left(self._context.buckets.by_id[handle.content.bucket])
+        handle.direct = left is not None and left <= 0
+        return handle.direct
 
     def _add(self, content: Content, flags: int) -> int:
         self._last += 1
@@ -118,7 +130,13 @@ class Files:
         if offset + len(data) > MAX_SIZE:
             raise failure(errno.EFBIG)
         growth = max(0, offset + len(data) - content.layers.size)
-        self._check(content, growth)
+        try:
+            self._check(content, growth)
+        except OSError as error:
+            if self._context.config.options.writeback and not handle.direct and error.errno == errno.EDQUOT:
+                # Of what it collected, the kernel tells at close no other errors than ENOSPC and EIO.
+                raise failure(errno.ENOSPC) from None
+            raise
         if not self._context.cache.has_room(len(data)):
             await self._engine.make_room(len(data))
         self._staging.write(content, offset, data)
@@ -136,11 +154,12 @@ class Files:
         context = self._context
         if context.server_full:
             raise failure(errno.ENOSPC)
-        usage = context.buckets.by_id[content.bucket].usage
-        if growth and usage.quota_bytes is not None:
-            waiting = sum(context.growth.values())
-            if usage.used_bytes + waiting + growth > usage.quota_bytes:
-                raise failure(errno.EDQUOT)
+        bucket = context.buckets.by_id[content.bucket]
+        left = context.quota_left(bucket) if growth else None
+        if left is not None and growth > left:
+            quota = (bucket.usage.quota_bytes or 0) / (1 << 20)
+            context.hint(f"the quota of bucket {bucket.name}, {quota:,.1f} MiB, was exceeded: nothing grows beyond it")
+            raise failure(errno.EDQUOT)
 
     def _charge(self, content: Content, growth: int) -> None:
         """Remember what the server does not count yet."""

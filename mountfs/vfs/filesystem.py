@@ -22,11 +22,13 @@ from mountfs.vfs.files import Files
 from mountfs.vfs.history.view import View
 from mountfs.vfs.tree import Tree, failure
 from nodeserver.protocol.ids import ROOT_INO
-from nodeserver.protocol.names import NAME_MAX, valid_bucket
+from nodeserver.protocol.names import BUCKET_RULE, NAME_MAX, valid_bucket
 
 log = logging.getLogger(__name__)
 
 BLOCK = 4096
+LEAST = 1 << 20
+"""Bytes: with less, the next write may find no room."""
 NAMED = 100
 """Pending files that are named."""
 
@@ -85,6 +87,11 @@ class FileSystem:
     async def _create_bucket(self, name: bytes, mode: int, caller: Caller) -> Inode:
         text = name.decode(errors="replace")
         if not valid_bucket(text):
+            there = next((bucket.name for bucket in self._context.buckets.by_id.values()), "files")
+            self._context.hint(
+                f"{text!r} cannot be made here: the directories of this folder are buckets, and {BUCKET_RULE}."
+                f" Put it into a bucket: {self._context.config.mountpoint}/{there}/{text}"
+            )
             raise failure(errno.EINVAL)
         state = await self.engine.create_bucket(text, mode & 0o7777, caller.uid, caller.gid)
         return await self.tree.inode(state.root)
@@ -122,11 +129,39 @@ class FileSystem:
         free = max(0, min(usage.free_bytes for usage in usages) - self._context.staging.staged_bytes())
         total = max(usage.capacity_bytes for usage in usages)
         if quota is not None:
-            free = min(free, max(0, quota - usages[0].used_bytes - sum(self._context.growth.values())))
+            left = self._context.quota_left(next(iter(self._context.buckets.by_id.values())))
+            free = min(free, max(0, left or 0))
             total = quota
         if self._context.server_full:
             free = 0
         return Space(total, free, sum(usage.used_files for usage in usages), NAME_MAX)
+
+    def full(self) -> list[str]:
+        """What has no room now, and where, for people."""
+        found = self._full_disks()
+        for bucket in self._context.buckets.by_id.values():
+            left, quota = self._context.quota_left(bucket), bucket.usage.quota_bytes or 0
+            if left is not None and left <= 0:
+                found.append(f"bucket {bucket.name} has used up its quota of {quota / (1 << 20):,.1f} MiB")
+        return found
+
+    def explain(self) -> None:
+        """A call failed for want of room: say what is full."""
+        for reason in self._full_disks():
+            self._context.hint(reason)
+
+    def _full_disks(self) -> list[str]:
+        context = self._context
+        dirty = context.staging.staged_bytes()
+        (used, cap), (available, _) = context.cache.size(), context.slabs.disk()
+        found = []
+        if available + max(0, used - dirty) <= LEAST:
+            found.append(f"the disk of {context.config.state} is full: a tenth of it is left free; make room there")
+        elif cap - dirty <= LEAST:
+            found.append("the cache is full of what is not on the nodes yet; --cache-size may be larger")
+        if context.server_full:
+            found.append(f"the disk of {context.config.url} is full")
+        return found
 
     async def drain(self, deadline: float) -> list[str]:
         """Close everything and wait until the nodes have it, up to ``deadline`` seconds.

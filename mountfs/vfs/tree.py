@@ -46,6 +46,9 @@ class Tree:
         """Files without a name."""
         self._forgotten = set(self._orphans)
         """Those of them that no program can use any more."""
+        self.removals: dict[int, int] = {}
+        """How often each directory was removed here. Until the kernel has forgotten it, it takes the inode for dead,
+        also when the directory is brought back."""
 
     # Finding
 
@@ -112,6 +115,8 @@ class Tree:
         """A new file of any kind; ``mode`` with type bits."""
         directory = await self.directory(parent)
         if not directory.bucket:
+            point = self._context.config.mountpoint
+            self._context.hint(f"only buckets can be in {point}: mkdir makes one, and files go into them")
             raise failure(errno.EPERM)
         if await self.child(directory, name) is not None:
             raise failure(errno.EEXIST)
@@ -210,6 +215,8 @@ class Tree:
         self._inodes.update(inode.ino, nlink=nlink, ctime=now)
         if not nlink:
             self._orphans.add(inode.ino)
+        if inode.is_dir:
+            self.removals[inode.ino] = self.removals.get(inode.ino, 0) + 1
 
     def forget(self, inos: set[int]) -> None:
         """The kernel does not know these inodes any more."""
@@ -226,6 +233,7 @@ class Tree:
                 inode = self._inodes.get(ino)
                 if inode is not None and not inode.nlink:
                     self._context.staging.forget(ino)
+                    self.removals.pop(ino, None)
         self._context.cache.sweep()
 
     # Moving

@@ -136,10 +136,11 @@ class Client(History, Upkeep, ClusterCalls):
         seconds = self._seconds(deadline)
         return await self._node.call("PATCH", of_bucket(name), Bucket, body=pack(settings), deadline=seconds)
 
-    async def delete_bucket(self, name: str, *, deadline: float | None = None) -> None:
-        """Delete an empty bucket."""
+    async def delete_bucket(self, name: str, *, history: bool = False, deadline: float | None = None) -> None:
+        """Delete an empty bucket; with ``history`` also one that keeps versions of deleted files."""
+        path = of_bucket(name) + ("?history=destroy" if history else "")
         try:
-            await self._node.send("DELETE", of_bucket(name), _ignore, deadline=self._seconds(deadline))
+            await self._node.send("DELETE", path, _ignore, deadline=self._seconds(deadline))
         except Refused as refused:
             if refused.code is not Code.NO_BUCKET or refused.tries == 1:
                 raise

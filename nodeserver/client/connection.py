@@ -17,6 +17,7 @@ import anyio
 import anyio.to_thread
 import httpx
 
+from nodeserver.client.errors import reason
 from nodeserver.client.http1 import END, HEAD_MAX, Head, parse_head, parse_size, request_head
 from nodeserver.client.sockets import nonblocking, shut_down
 
@@ -80,7 +81,7 @@ class Connection:
                 return await self._answer_instead(request.method, error)
             return await self._answer(request.method)
         except OSError as error:
-            raise httpx.ReadError(str(error)) from error
+            raise httpx.ReadError(reason(error)) from error
 
     # sending
 
@@ -102,7 +103,7 @@ class Connection:
         try:
             head, body = await self._answer(method)
         except (OSError, httpx.TransportError):
-            raise httpx.WriteError(str(error)) from error
+            raise httpx.WriteError(reason(error)) from error
         return head._replace(keep_alive=False), body
 
     # receiving

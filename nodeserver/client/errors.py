@@ -95,13 +95,13 @@ def mapped() -> Iterator[None]:
     try:
         yield
     except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-        raise InvalidUrl(_text(error)) from error
+        raise InvalidUrl(reason(error)) from error
     except httpx.TimeoutException as error:
-        raise DeadlineExceeded(_text(error)) from error
+        raise DeadlineExceeded(reason(error)) from error
     except (httpx.ProtocolError, httpx.DecodingError, httpx.TooManyRedirects, msgspec.MsgspecError) as error:
-        raise BadAnswer(_text(error)) from error
+        raise BadAnswer(reason(error)) from error
     except (httpx.HTTPError, httpx.StreamError, OSError) as error:
-        raise Unreachable(_text(error)) from error
+        raise Unreachable(reason(error)) from error
 
 
 def refused(code: Code, detail: str, ids: Iterable[bytes] = ()) -> Refused:
@@ -122,5 +122,6 @@ def refusal(status: int, kind: str, body: bytes | bytearray | memoryview) -> Ref
     return Refused(Problem(type="about:blank", title=f"{status} {title}", status=status))
 
 
-def _text(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def reason(error: Exception) -> str:
+    """Why something failed, in words and without numbers."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or "the connection broke"

@@ -19,6 +19,7 @@ import anyio
 import httpx
 
 from nodeserver.client.connection import Buffer, Connection
+from nodeserver.client.errors import reason
 from nodeserver.client.sockets import open_socket, start_tls
 
 Origin = tuple[str, bytes, int | None]
@@ -116,5 +117,5 @@ class Transport(httpx.AsyncBaseTransport):
         except TimeoutError as error:
             raise httpx.ConnectTimeout(f"{host}:{port} did not accept a connection in time") from error
         except (OSError, UnicodeError) as error:
-            raise httpx.ConnectError(f"cannot connect to {host}:{port}: {error}") from error
+            raise httpx.ConnectError(f"cannot connect to {host}:{port}: {reason(error)}") from error
         return Connection(sock, self._limiter)

@@ -59,7 +59,10 @@ class BucketEndpoint(HTTPEndpoint):
     async def delete(self, request: Request) -> Response:
         identity(request, "admin")
         here = services(request)
-        await here.metadata.delete_bucket(_name(request))
+        history = request.query_params.get("history", "")
+        if history not in ("", "destroy"):
+            raise Refused(Code.MALFORMED, "history is not destroy")
+        await here.metadata.delete_bucket(_name(request), history=bool(history))
         here.workers["purge-buckets"].wake()
         return Response(status_code=204)
 

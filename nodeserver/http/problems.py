@@ -53,6 +53,7 @@ _CODES: dict[type[Exception], Code] = {
     BadMap: Code.MALFORMED,
     errors.BucketExists: Code.BUCKET_EXISTS,
     errors.BucketNotEmpty: Code.BUCKET_NOT_EMPTY,
+    errors.HasHistory: Code.HAS_HISTORY,
     errors.HistoryGone: Code.HISTORY_GONE,
     errors.Unavailable: Code.BUSY,
     errors.Held: Code.HELD,

@@ -66,6 +66,9 @@ def _collect(op: Op, ids: list[FileId], places: list[Place], versions: list[Vers
         case Create():
             ids += (op.file.id, op.parent)
             places.append((op.parent, op.name))
+            if op.was_in:
+                ids.append(op.was_in)
+                places.append((op.was_in, op.name))
         case Link() | Unlink():
             ids += (op.file, op.parent)
             places.append((op.parent, op.name))
@@ -150,6 +153,8 @@ class _Batch:
         )
         tree.create(inode)
         self._continue(place, op.name, inode)
+        if op.was_in:
+            self._continue((op.was_in, op.name), op.name, inode)
         tree.attach(place, inode)
         self._touch(place[0], op.time_ns)
         return self._placed(place, (op.parent, op.name), inode)
@@ -170,10 +175,12 @@ class _Batch:
 
     def link(self, op: Link) -> Result:
         inode = self.tree.inode(op.file)
-        if inode is None or inode.is_dir:
+        if inode is None:
             return DROPPED
         if self.tree.lookup((op.parent, op.name)) == inode.id:
             return OK
+        if inode.is_dir and inode.nlink:
+            return DROPPED
         place = self._room(op.parent, op.name)
         if not inode.nlink:  # else it has its history already
             self._continue(place, op.name, inode)

@@ -7,11 +7,11 @@ import os
 import stat
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, Table, delete, insert, select, update
 
 from nodeserver.metadata import tables
 from nodeserver.metadata.checks import check_redundancy
-from nodeserver.metadata.errors import BucketExists, BucketNotEmpty, NoBucket
+from nodeserver.metadata.errors import BucketExists, BucketNotEmpty, HasHistory, Held, NoBucket
 from nodeserver.metadata.tree import Inode
 from nodeserver.protocol.ids import new_id
 from nodeserver.protocol.wire import FileId, NewBucket
@@ -112,17 +112,26 @@ def set_redundancy(connection: Connection, name: str, redundancy: str) -> Bucket
     return find(connection, name)
 
 
-def remove(connection: Connection, name: str) -> BucketRow:
+def remove(connection: Connection, name: str, *, history: bool) -> BucketRow:
     """Delete an empty bucket: its name is free at once, its rows wait for ``purge``.
 
-    Raises ``NoBucket``, ``BucketNotEmpty``.
+    With ``history`` also one that keeps versions of deleted files. Raises ``NoBucket``, ``BucketNotEmpty``,
+    ``HasHistory``, ``Held``.
     """
     found = find(connection, name)
     root = select(tables.file.c.entries).where(tables.file.c.bucket == found.bucket, tables.file.c.id == found.root)
     if connection.execute(root).scalar_one():
         raise BucketNotEmpty(f"the bucket {name!r} is not empty")
+    if _has(connection, tables.hold, found.bucket):
+        raise Held(f"something in the bucket {name!r} is held")
+    if not history and _has(connection, tables.version, found.bucket):
+        raise HasHistory(f"the bucket {name!r} would be deleted with it")
     connection.execute(update(tables.bucket).where(_bucket.bucket == found.bucket).values(name=None))
     return found
+
+
+def _has(connection: Connection, table: Table, bucket: int) -> bool:
+    return connection.execute(select(table.c.bucket).where(table.c.bucket == bucket).limit(1)).first() is not None
 
 
 def removed(connection: Connection) -> list[tuple[int, bytes]]:

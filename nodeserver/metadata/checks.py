@@ -134,6 +134,7 @@ def check_op(op: Op) -> None:
     match op:
         case Create():
             _ids(parent=op.parent, file=op.file.id)
+            _optional_ids(was_in=op.was_in)
             check_names(op.name)
             _check_new_file(op)
         case Link() | Unlink():

@@ -23,6 +23,10 @@ class BucketNotEmpty(Refusal):
     """A bucket's root directory has entries."""
 
 
+class HasHistory(Refusal):
+    """A bucket without files keeps versions of deleted ones."""
+
+
 class HistoryGone(Refusal):
     """The log does not have the commits that were asked for."""
 

@@ -239,6 +239,7 @@ class AsOf:
             for now in (Access(*row[MODE : GID + 1]), *heirs.get(file.id, ())):
                 access = restrict(access, now)
             file.mode, file.uid, file.gid = access
+        file.gone = not row[NLINK]
         return file
 
 

@@ -100,9 +100,13 @@ def _create(op: wire.Create, result: Result, names: Names) -> Iterator[Told]:
 
 def _link(op: wire.Link, result: Result, names: Names) -> Iterator[Told]:
     place, others = _placed((op.parent, op.name), result), list(names.places(op.file))
+    if place in others:  # one file under both names: nothing happened
+        return
     names.give(op.file, place)
-    path = names.path(others[0]) if others else b""
-    yield _told("link", path, op.file, [*others[:1], place], new_path=names.path(place))
+    if others:
+        yield _told("link", names.path(others[0]), op.file, [others[0], place], new_path=names.path(place))
+    else:  # it was gone, and is back
+        yield _told("create", names.path(place), op.file, [place])
 
 
 def _unlink(op: wire.Unlink, _result: Result, names: Names) -> Iterator[Told]:

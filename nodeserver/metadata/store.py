@@ -128,9 +128,9 @@ class Metadata:
         self.nudge()
         return row
 
-    async def delete_bucket(self, name: str) -> None:
-        """Delete an empty bucket."""
-        removed = await self._database.write(buckets.remove, name)
+    async def delete_bucket(self, name: str, *, history: bool = False) -> None:
+        """Delete an empty bucket; with ``history`` also one that keeps versions of deleted files."""
+        removed = await self._database.write(buckets.remove, name, history=history)
         self._deletions += 1
         self._known.clear()
         self._news.tell(removed.bucket)

@@ -32,6 +32,7 @@ class Code(enum.Enum):
     NO_CHUNK = "chunk-not-found", HTTPStatus.NOT_FOUND, "There is no such chunk"
     BUCKET_EXISTS = "bucket-exists", HTTPStatus.CONFLICT, "The bucket exists"
     BUCKET_NOT_EMPTY = "bucket-not-empty", HTTPStatus.CONFLICT, "The bucket is not empty"
+    HAS_HISTORY = "bucket-has-history", HTTPStatus.CONFLICT, "The bucket keeps the history of deleted files"
     MISSING_CHUNKS = "missing-chunks", HTTPStatus.CONFLICT, "The content refers to chunks that are not stored"
     HELD = "held", HTTPStatus.CONFLICT, "The history is held"
     CURRENT = "version-current", HTTPStatus.CONFLICT, "The version is the content of a file that exists"

@@ -8,6 +8,9 @@ import re
 NAME_MAX = 255
 """Bytes in one path component, as on Linux file systems."""
 
+BUCKET_RULE = "the name of a bucket has 3 to 63 lower-case letters, digits, '-' and '.', a letter or digit at both ends"
+"""For people: why ``valid_bucket`` says no."""
+
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 

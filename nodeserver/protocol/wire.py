@@ -83,6 +83,8 @@ class File(msgspec.Struct, omit_defaults=True):
     """The head version; empty while the file has no content."""
     manifest: Manifest | None = None
     """None when there is no content, or when a listing left it out (``size`` > 0 tells)."""
+    gone: bool = False
+    """In answers about the past: it has no name now."""
 
 
 class Entry(msgspec.Struct, array_like=True):
@@ -102,17 +104,21 @@ class Create(msgspec.Struct, tag="create", tag_field="op", omit_defaults=True):
 
     Taken name: created under a conflict name beside it. Parent gone: created in the nearest
     ancestor that lives. A directory that meets a directory becomes that: ``conflict`` with its name and ``file``. What
-    names it later as a parent, or to move it, means that; changes of its attributes are dropped, and deletions.
+    names it later as a parent, or to move it, means that; changes of its attributes are dropped, and deletions. A regular
+    file continues the history of what was deleted under the name, or else under the same name in the directory ``was_in``.
     """
 
     parent: FileId
     name: bytes
     file: File
     time_ns: int
+    was_in: FileId = b""
 
 
 class Link(msgspec.Struct, tag="link", tag_field="op"):
-    """A further name for a file. Taken name: linked under a conflict name."""
+    """A further name for a file, or a name for a directory that was deleted: it is back, empty, as the one it was.
+
+    Taken name: linked under a conflict name. Dropped for a directory that has a name."""
 
     parent: FileId
     name: bytes

@@ -70,13 +70,21 @@ def test_a_mount_that_cannot_be_says_why(tmp_path: Path, token: Path) -> None:
     (tmp_path / "point").mkdir()
     (tmp_path / "file").touch()
     args = "--token-file", token
-    assert "not the address" in failed("mountfs", "mount", "nonsense", tmp_path / "point", *args)
-    assert "cannot be the name of a bucket" in failed("mountfs", "mount", "http://h:1/A", tmp_path / "point", *args)
-    assert "absent" in failed("mountfs", "mount", "http://h:1", tmp_path / "absent", *args)
+    assert "not the address" in failed("mountfs", "mount", "nonsense", tmp_path / "point", *args, code=2)
+    no_bucket = failed("mountfs", "mount", "http://h:1/A", tmp_path / "point", *args, code=2)
+    assert "cannot be the name of a bucket" in no_bucket
+    assert "h:1 does not answer" in failed("mountfs", "mount", "http://h:1", tmp_path / "absent/point", *args)
+    assert not (tmp_path / "absent/point").exists(), "what was made for it is gone again"
     assert "Not a directory" in failed("mountfs", "mount", "http://h:1", tmp_path / "file", *args)
     assert "no token" in failed("mountfs", "mount", "http://h:1", tmp_path / "point")
     assert "absent" in failed("mountfs", "mount", "http://h:1", tmp_path / "point", "--token-file", tmp_path / "absent")
-    assert "nonsense" in failed("mountfs", "mount", "http://h:1", tmp_path / "point", "-o", "ro,nonsense", *args)
+    assert "nonsense" in failed(
+        "mountfs", "mount", "http://h:1", tmp_path / "point", "-o", "ro,nonsense", *args, code=2
+    )
+    for option in ("uid=me", "umask=9", "settle=soon", "close=never", "cache-size=much"):
+        line = failed("mountfs", "mount", "http://h:1", tmp_path / "point", "-o", option, *args, code=2)
+        assert "mount option" in line
+        assert not any(word in line for word in ("invalid literal", "convert", "float", "base 10"))
     assert "Not a directory" in failed(
         "mountfs", "mount", "http://h:1", tmp_path / "point", "--state", tmp_path / "file/state", *args
     )
@@ -95,7 +103,7 @@ def test_up_says_why_it_cannot(tmp_path: Path) -> None:
     (tmp_path / "full/file").touch()
     assert "is not empty" in failed("mountfs", "up", tmp_path / "full")
     assert "Not a directory" in failed("mountfs", "up", tmp_path / "full/file/point")
-    assert "no place here" in failed("mountfs", "up", tmp_path / "point", "-o", "state=/tmp/x")
+    assert "no place here" in failed("mountfs", "up", tmp_path / "point", "-o", "state=/tmp/x", code=2)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +143,7 @@ def test_buckets(node: Node, home: Path, tmp_path: Path) -> None:
     assert {name: bucket["quota_bytes"] for name, bucket in found.items()} == {"photos": None, "music": 1 << 30}
     assert "of 1.0 GiB" in command("mountfs", "bucket", "list", *server).stdout
     assert "exists" in failed("mountfs", "bucket", "create", "photos", *server)
-    assert "cannot be the name" in failed("mountfs", "bucket", "create", "Photos", *server)
+    assert "cannot be the name" in failed("mountfs", "bucket", "create", "Photos", *server, code=2)
     assert command("mountfs", "bucket", "delete", "photos", *server).returncode == 0
     assert "no such bucket" in failed("mountfs", "bucket", "delete", "photos", *server)
     wrong = tmp_path / "wrong"

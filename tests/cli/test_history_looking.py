@@ -71,6 +71,20 @@ def test_log_shows_times_in_the_zone_of_the_user(past: Past, where: Path) -> Non
     assert shown[1][14:16] != shown[0][14:16], "half an hour apart"
 
 
+def test_log_tells_of_many_files_in_one_line(past: Past, where: Path) -> None:
+    (where / "many").mkdir()
+    for number in range(20):
+        (where / f"many/{number:02}").write_text("x")
+    past.moment()
+    subprocess.run(["rm", "-r", where / "many"], check=True)
+    lines = past.run("log", where).splitlines()
+    assert len(lines) <= 4
+    assert "  21 unlink  ./  21 names: many, " in lines[0]
+    assert "20 write" in " ".join(lines)
+    assert len(past.run("log", where, "--each").splitlines()) == len(past.json("log", where)) >= 40
+    assert len(past.run("log", where, "--each", "-n", "7").splitlines()) == 7
+
+
 def test_log_of_a_directory_and_of_what_is_deleted(past: Past, where: Path) -> None:
     (where / "a/b").mkdir(parents=True)
     past.write("a/b/file", "x")

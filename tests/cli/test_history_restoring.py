@@ -94,7 +94,9 @@ def test_restore_refuses_what_it_cannot(past: Past, where: Path) -> None:
     assert "no directory now" in past.refused("restore", where / "dir/file", "--at", then)
     assert "nothing was there" in past.refused("restore", where / "never", "--at", then)
     assert "history begins later" in past.refused("restore", where / "dir", "--at", "2001-01-01")
-    assert "is not a time" in past.refused("restore", where / "dir", "--at", "soon")
+    assert "is not a time" in past.refused("restore", where / "dir", "--at", "soon", code=2)
+    assert "future" in past.refused("restore", where / "dir", "--at", "2999-01-01", code=2)
+    assert "future" in past.refused("diff", where / "dir", "2999-01-01", code=2)
     assert "no version #9" in past.refused("restore", where / "dir", "--version", "#9")
     assert "use restore" not in past.refused("restore", where, "--version", "#1")
     for args in ([], ["--at", "now", "--version", "#1"]):
@@ -120,7 +122,7 @@ def make_tree(top: Path) -> None:
 def spoil_tree(top: Path) -> None:
     (top / "sub/deep/1").unlink()
     (top / "sub/deep/2").write_text("other")
-    (top / "sub/deep/3").chmod(0o644)
+    os.removexattr(top / "sub/deep", "user.x")
     (top / "sub/link").unlink()
     (top / "symlink").unlink()
     (top / "symlink").symlink_to("elsewhere")
@@ -211,6 +213,16 @@ def test_undo_and_undo_again(past: Past, where: Path) -> None:
     assert (where / "file").read_text() == "one"
 
 
+def test_a_file_that_may_not_be_read_can_be_undone(past: Past, where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    past.write("file", "one")
+    past.write("file", "two")
+    (where / "file").chmod(0)
+    with monkeypatch.context() as patches:
+        patches.setattr(os, "access", lambda *_args, **_more: False)
+        past.run("undo", where / "file")
+    assert (where / "file").read_text() == "one"
+
+
 def test_undo_brings_back_what_was_deleted(past: Past, where: Path) -> None:
     past.write("file", "one")
     (where / "file").unlink()
@@ -284,3 +296,90 @@ def test_names_of_any_bytes(past: Past, where: Path) -> None:
     assert (where / name).read_text() == "one"
     assert "\\xff\\n café" in past.run("log", where)
     assert json.loads(json.dumps(past.json("log", where)))[-1]["path"] == name
+
+
+def writes(past: Past, path: Path) -> int:
+    """How many ``log`` tells of a file."""
+    return [event["event"] for event in past.json("log", path)].count("write")
+
+
+def deep_file(past: Past) -> Path:
+    """A file with three versions, two directories down."""
+    (past.path / "e/sub").mkdir(parents=True)
+    for text in ("one", "two", "three"):
+        past.write("e/sub/g", text)
+    return past.path / "e/sub/g"
+
+
+@pytest.mark.parametrize("verb", ["undo e", "restore e", "restore . --delete", "undo e/sub/g", "restore e/sub/g #2"])
+def test_what_comes_back_goes_on_with_its_history(past: Past, where: Path, verb: str) -> None:
+    file = deep_file(past)
+    (where / "e/early").write_text("deleted before")
+    past.run("retention", where / "e", "set", "max-versions=99")
+    past.moment()
+    (where / "e/early").unlink()
+    then = past.moment()
+    inode = (where / "e").stat().st_ino
+    subprocess.run(["rm", "-r", where / "e"], check=True)
+    past.moment()
+    name, path, *more = verb.split()
+    at = ["--version", more.pop()] if "#2" in more else ["--at", then] if name == "restore" else []
+    past.run(name, where / path, *at, *more)
+    assert file.read_text() == ("two" if "--version" in at else "three")
+    assert writes(past, file) == 4
+    assert sorted(os.listdir(where / "e/.versions")) == ["early"], "its directory too is the one it was"
+    assert (where / "e").stat().st_ino == inode
+    assert past.json("retention", where / "e")["origin"] == "here"
+    assert (where / f"e/.versions/@{then}/sub/g").read_text() == "three"
+    (where / "e/sub/new").write_text("it can be used")
+    past.write("e/sub/g", "five")
+    assert writes(past, file) == 5
+    subprocess.run(["rm", "-r", where / "e"], check=True)
+    past.run("undo", where / "e")
+    assert sorted(os.listdir(where / "e/sub")) == ["g", "new"]
+    assert writes(past, file) == 6
+
+
+def test_what_comes_back_into_a_directory_made_again_goes_on_too(past: Past, where: Path) -> None:
+    file = deep_file(past)
+    then = past.moment()
+    subprocess.run(["rm", "-r", where / "e"], check=True)
+    (where / "e/sub").mkdir(parents=True)
+    (where / "e/sub/other").write_text("of the new one")
+    past.moment()
+    past.run("restore", where / "e", "--at", then, "--delete")
+    assert os.listdir(where / "e/sub") == ["g"]
+    assert writes(past, file) == 4
+    past.run("restore", where / "e", "--at", then, "--to", where / "copy")
+    assert writes(past, where / "copy/sub/g") == 1, "a copy has no past"
+    file.unlink()
+    past.run("restore", file, "--at", then)
+    assert writes(past, file) == 5
+
+
+def test_a_directory_that_comes_back_works_also_for_who_is_still_in_the_dead_one(past: Past, where: Path) -> None:
+    file = deep_file(past)
+    with Inside(where / "e/sub"), open(file, "r+") as still_open:
+        subprocess.run(["rm", "-r", where / "e"], check=True)
+        past.run("undo", where / "e")
+        assert os.listdir(where / "e/sub") == ["g"]
+        (where / "e/sub/new").write_text("x")
+        still_open.write("THREE")
+    past.moment()
+    assert file.read_text() == "three", "what was open was the deleted file"
+    assert sorted(os.listdir(where / "e/sub")) == ["g", "new"]
+
+
+class Inside:
+    """A process in a directory, as a shell in another window."""
+
+    def __init__(self, directory: Path) -> None:
+        self._process = subprocess.Popen(["cat"], cwd=directory, stdin=subprocess.PIPE)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()

@@ -168,6 +168,7 @@ def test_commands_find_the_server_by_the_current_directory(
     shared: Node, point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert mount(shared, point).returncode == 0
+    assert "files" in command("mountfs", "bucket", "list").stdout, "all mounts are of one server"
     monkeypatch.chdir(point)
     assert "files" in command("mountfs", "bucket", "list").stdout
     assert command("mountfs", "bucket", "create", "from-inside").returncode == 0

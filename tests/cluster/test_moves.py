@@ -169,7 +169,7 @@ def test_a_node_that_was_away_when_a_bucket_was_deleted_forgets_it_too(
         for name in contents:
             (mount.path / name).unlink()
         mount.stop()
-        cluster.first.api("DELETE", "/buckets/docs")
+        cluster.first.api("DELETE", "/buckets/docs?history=destroy")
         assert "1 wait: no answer from" in cluster.command("workers", "run", "purge-buckets")[1]
         assert not cluster.first.api("GET", "/pieces")["buckets"]
     assert node.api("GET", "/pieces")["buckets"]

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import MakeMount, MakeNode
 from tests.faultproxy import FaultProxy
-from tests.harness import Node, disk_use, eventually, small_disk
+from tests.harness import Node, command, disk_use, eventually, small_disk
 from tests.mount.attempts import attempt, succeeds
 
 MIB = 1 << 20
@@ -123,6 +123,10 @@ def test_a_full_local_disk_refuses_more_and_goes_on_afterwards(
     assert facts.f_bavail >= facts.f_blocks * 0.08, "a tenth of the disk stays free"
     fill_up(disk)
     assert attempt("write(path, 300_000)", mount.path / "too-much", 5) == "ENOSPC"
+    [full] = mount.status()["full"]
+    assert str(mount.state) in full
+    assert any(f"the disk of {mount.state} is full" in error["text"] for error in mount.status()["errors"])
+    assert str(mount.state) in command("mountfs", "doctor").stdout
     names = [f"name{number}" for number in range(2000)]
     made = []
     for name in names:
@@ -208,6 +212,7 @@ def test_when_nothing_waits_for_a_full_server_the_next_write_tries_it_again(
     fill_up(disk)
     assert attempt("write(path, 300_000, fsync=True)", mount.path / "one", 5) == "ENOSPC"
     assert os.statvfs(mount.path).f_bavail == 0
+    assert mount.status()["full"] == [f"the disk of {node.url} is full"]
     (mount.path / "one").unlink()
     (disk / "filler").unlink()
     eventually(lambda: succeeds("write(path, 300_000, fsync=True)", mount.path / "two"), timeout=30)
@@ -224,17 +229,26 @@ def test_an_exceeded_quota_is_told_and_more_quota_lets_everything_go_up(node: No
     bucket = node.create_bucket("limits")
     node.set_quota(bucket, 10 * MIB)
     mount = make_mount(node, bucket, options=OPTIONS)
+    (mount.path / "spare").write_bytes(bytes(MIB))
     *durable, failure = fill(mount.path, "durable", fsync=True)
-    assert failure == errno.EDQUOT
-    assert 8 <= len(durable) <= 10
-    assert attempt("write(path, 5 << 20, fsync=True)", mount.path / "more", 5) == "EDQUOT"
+    assert failure in (errno.EDQUOT, errno.ENOSPC)
+    assert len(durable) == 9
+    full = ["bucket limits has used up its quota of 10.0 MiB"]
+    eventually(lambda: mount.status()["full"] == full, what="the mount has heard of what is used")
+    more = attempt("write(path, 5 << 20)", mount.path / "more", 5)
+    assert more == "EDQUOT", "of a file made when nothing is left, by the write itself"
+    assert attempt("write(path, 5 << 20, flags=0)", mount.path / "spare", 5) == "ENOSPC", "with write-back, at close"
+    with pytest.raises(OSError, match="quota"):
+        os.truncate(mount.path / "spare", 5 * MIB)
+    status = mount.status()
+    assert any("quota of bucket limits" in error["text"] for error in status["errors"])
+    assert status["full"] == full
     appending = "write(path, 3 << 20, fsync=True, flags=os.O_APPEND)"
-    assert attempt(appending, mount.path / "durable0", 5) == "EDQUOT"
+    assert attempt(appending, mount.path / "durable0", 5) == "ENOSPC"
     os.truncate(mount.path / "durable0", MIB)
     assert attempt("write(path, 0, fsync=True)", mount.path / "empty", 5) == "", "what needs no space goes on"
     *accepted, failure = fill(mount.path, "local", most=5)
-    # for close the kernel makes EIO of any error but ENOSPC that its writeback met
-    assert failure in (0, errno.EDQUOT, errno.EIO), "accepted here, or refused: never lost"
+    assert failure in (errno.EDQUOT, errno.ENOSPC)
     facts = os.statvfs(mount.path)
     assert facts.f_blocks * facts.f_frsize <= 10 * MIB, "df shows the quota"
     node.set_quota(bucket, 100 * MIB)
@@ -244,6 +258,16 @@ def test_an_exceeded_quota_is_told_and_more_quota_lets_everything_go_up(node: No
     holds(other.path, durable, "durable")
     holds(other.path, accepted, "local")
     assert (other.path / "more").stat().st_size == 2 * MIB
+
+
+def test_without_writeback_a_write_beyond_the_quota_fails_itself(node: Node, make_mount: MakeMount) -> None:
+    bucket = node.create_bucket("limits")
+    node.set_quota(bucket, 2 * MIB)
+    mount = make_mount(node, bucket, options=OPTIONS | {"nowriteback": True})
+    with open(mount.path / "file", "wb", 0) as file:
+        file.write(bytes(2 * MIB))
+        with pytest.raises(OSError, match="quota"):
+            file.write(b"x")
 
 
 def test_content_that_the_server_refused_for_the_quota_goes_up_once_there_is_more(

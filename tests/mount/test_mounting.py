@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -104,11 +105,53 @@ def test_directories_of_the_root_are_buckets(node: Node, root: Mount) -> None:
         (root.path / "first-bucket").mkdir()
     (root.path / "first-bucket/deep/file").unlink()
     (root.path / "first-bucket/deep").rmdir()
-    (root.path / "first-bucket").rmdir()
+    with fails_with(errno.ENOTEMPTY):  # it has a past
+        (root.path / "first-bucket").rmdir()
+    server = "--url", node.url, "--token-file", node.token_file, "--yes"
+    assert command("mountfs", "bucket", "delete", "first-bucket", *server).returncode == 0
     assert buckets(node) == []
     assert os.listdir(root.path) == []
     (root.path / "first-bucket").mkdir()
     assert os.listdir(root.path / "first-bucket") == []
+
+
+def test_rm_does_not_end_the_history_of_a_bucket(node: Node, root: Mount) -> None:
+    bucket = root.path / "photos"
+    bucket.mkdir()
+    (bucket / "sub").mkdir()
+    (bucket / "sub/file").write_text("content")
+    root.sync()
+    result = subprocess.run(["rm", "-rf", bucket], capture_output=True, text=True, check=False)
+    assert "not empty" in result.stderr
+    [problem] = root.status()["errors"]
+    assert "mountfs bucket delete photos" in problem["text"]
+    server = "--url", node.url, "--token-file", node.token_file
+    refused = command("mountfs", "bucket", "delete", "photos", *server)
+    assert (refused.returncode, "--yes" in refused.stderr) == (1, True)
+    assert command("mountfs", "undo", bucket / "sub").returncode == 0
+    assert (bucket / "sub/file").read_text() == "content"
+    assert command("mountfs", "hold", bucket / "sub").returncode == 0
+    subprocess.run(["rm", "-r", bucket / "sub"], check=True)
+    root.sync()
+    refused = command("mountfs", "bucket", "delete", "photos", "--yes", *server)
+    assert (refused.returncode, "held" in refused.stderr) == (1, True)
+    (root.path / "empty").mkdir()
+    (root.path / "empty/sub").mkdir()
+    (root.path / "empty/sub").rmdir()
+    (root.path / "empty").rmdir()
+    assert buckets(node) == ["photos"]
+
+
+def test_who_meets_the_root_with_files_is_told_what_it_is(root: Mount) -> None:
+    for _ in range(3):
+        with fails_with(errno.EINVAL):
+            (root.path / "Photos").mkdir()
+    with fails_with(errno.EPERM):
+        (root.path / "notes.txt").touch()
+    name, file = (error["text"] for error in root.status()["errors"])
+    assert "lower-case" in name
+    assert f"{root.path}/files/Photos" in name
+    assert "go into" in file
 
 
 def test_buckets_have_names_that_s3_allows(node: Node, root: Mount) -> None:

@@ -33,7 +33,7 @@ def test_wrong_tokens_buckets_and_urls_are_told_in_one_line(node: Node, make_mou
     for url in "ftp://example.org", "http://", "nonsense", "http://127.0.0.1:1", "http://127.0.0.1:99999":
         refused(url=url)
     refused("nonsense", options={"nonsense": True})
-    refused("absent", at=tmp_path / "absent")
+    refused("Not a directory", at=tmp_path / "file/absent")
     refused("file", at=tmp_path / "file")
 
 

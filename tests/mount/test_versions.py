@@ -55,7 +55,8 @@ def test_a_directory_lists_what_has_and_had_content(here: Path, folder: Folder) 
     assert len(versions(here / "gone")) == 1
     assert versions(here / "@@odd")[0].read_text() == "content"
     assert versions(here / "@@@odder")[0].read_text() == "content"
-    for name in "empty", "directory", "link", "never", "@odd", "@@kept", "kept/never", "kept/2026":
+    assert os.listdir(here / ".versions/empty") == [], "it has none yet"
+    for name in "directory", "link", "never", "@odd", "@@kept", "kept/never", "kept/2026":
         with fails_with(errno.ENOENT):
             os.lstat(here / ".versions" / name)
     with fails_with(errno.ENOTDIR):

@@ -12,6 +12,7 @@ from nodeserver.protocol.errors import Code
 from nodeserver.protocol.ids import new_id
 from nodeserver.protocol.wire import (
     Create,
+    Events,
     Exchange,
     FileId,
     Link,
@@ -318,6 +319,49 @@ def test_only_regular_files_continue_others(api: Api) -> None:
     api.commit(Unlink(api.root, b"x", directory, 1))
     api.new_file(b"x", b"22")
     assert [version.size for version in history(api, b"x")] == [1, 2]
+
+
+def test_a_deleted_directory_comes_back_with_its_past(api: Api) -> None:
+    top = api.new_file(b"top", mode=DIRECTORY)
+    directory = api.new_file(b"dir", parent=top, mode=DIRECTORY)
+    file = api.new_file(b"file", b"one", parent=directory)
+    back = Link(api.root, b"back", directory, 1)
+    assert [result.status for result in api.commit(back)] == ["dropped"], "it has a name"
+    gone = (Unlink(directory, b"file", file, 1), Unlink(top, b"dir", directory, 1), Unlink(api.root, b"top", top, 1))
+    api.commit(*gone)
+    again = api.create(b"file", parent=directory)
+    statuses = [result.status for result in api.commit(back, again, api.write(again.file.id, b"two"), back)]
+    assert statuses == ["ok"] * 4, "once is enough"
+    assert api.names() == [b"back"]
+    assert [version.size for version in history(api, b"file", directory)] == [3, 3]
+    events = api.get(f"/files/{directory.hex()}/log", Events).events
+    assert [(event.kind, event.path) for event in events[:3]] == [
+        ("write", b"back/file"),
+        ("create", b"back/file"),
+        ("create", b"back"),
+    ]
+
+
+def test_a_file_continues_what_was_in_another_directory(api: Api) -> None:
+    old, new = api.new_file(b"old", mode=DIRECTORY), api.new_file(b"new", mode=DIRECTORY)
+    file = api.new_file(b"file", b"one", parent=old)
+    for name in (b"file", b"other"):
+        create = api.create(name, parent=new)
+        create.was_in = old
+        api.commit(create, api.write(create.file.id, b"two"))
+    assert len(history(api, b"file", new)) == 1, "not a file that is there still"
+    api.commit(Unlink(old, b"file", file, 1))
+    held = api.lookup(b"file", new)
+    assert held
+    again = api.create(b"file", parent=new)
+    again.was_in = old
+    api.commit(Unlink(new, b"file", held.id, 1), again, api.write(again.file.id, b"three"))
+    assert [version.size for version in history(api, b"file", new)] == [3, 5], "what was deleted here comes first"
+    third = api.new_file(b"third", mode=DIRECTORY)
+    again = api.create(b"file", parent=third)
+    again.was_in = old
+    api.commit(again, api.write(again.file.id, b"4444"))
+    assert [version.size for version in history(api, b"file", third)] == [3, 4]
 
 
 def test_who_had_a_name(api: Api) -> None:

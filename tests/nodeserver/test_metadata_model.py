@@ -184,7 +184,7 @@ class Chaos:
                 file_ = new_file(pick([REGULAR, DIRECTORY]))
                 self.files += [file_.id] * 3
                 self.places += [(file_.id, name) for name in NAMES]
-                return Create(parent, name, file_, 1)
+                return Create(parent, name, file_, 1, pick([b"", b"", other]))
             case 3:
                 return Link(parent, name, file, 1)
             case 4 | 5:

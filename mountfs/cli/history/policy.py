@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from mountfs.errors import MountError
+from mountfs.errors import Misused
 from nodeserver.protocol.wire import Policy
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
@@ -86,17 +86,17 @@ KEYS = {
 
 
 def changed(policy: Policy, settings: Iterable[str]) -> Policy:
-    """A policy with KEY=VALUE settings; without a value a setting is taken away. Raises ``MountError``."""
+    """A policy with KEY=VALUE settings; without a value a setting is taken away. Raises ``Misused``."""
     values: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         key = KEYS.get(name.replace("_", "-"))
         if key is None or not equals:
-            raise MountError(f"{setting}: not one of {', '.join(f'{name}=…' for name in KEYS)}")
+            raise Misused(f"{setting}: not one of {', '.join(f'{name}=…' for name in KEYS)}")
         try:
             values[key.field] = key.read(text) if text else key.nothing
         except ValueError as error:
-            raise MountError(f"{name}: {error}") from None
+            raise Misused(f"{name}: {error}") from None
     return msgspec.structs.replace(policy, **values)
 
 

@@ -1,7 +1,8 @@
 """What has to be done so that a tree is as it was: operations on existing content. No I/O.
 
-A file that is there under its name stays the same file and gets a further version; what is gone is created anew, and
-the server continues its history. Hard links that were in the tree are links again.
+A file that is there under its name stays the same file and gets a further version; one that is gone is created anew,
+and the server continues its history. A directory that was deleted comes back as itself, with all its past. Hard links
+that were in the tree are links again.
 """
 
 from __future__ import annotations
@@ -81,16 +82,33 @@ def plan(
     place: tuple[FileId, bytes],
     content_of: Callable[[File], Content],
     *,
+    was_in: FileId = b"",
+    copy: bool = False,
     delete: bool = False,
     time_ns: int,
     mint: Callable[[], bytes] = new_id,
 ) -> Plan:
     """Make the tree at ``place`` (directory and name) what ``then`` says, from what ``now`` has there.
 
-    Both have paths below the top, parents first, the top itself as the empty path. ``delete`` removes what was not
+    Both have paths below the top, parents first, the top itself as the empty path. ``was_in`` is the
+    directory that the top was in, if not that of ``place``. A ``copy`` has no past. ``delete`` removes what was not
     there then, and what is of another kind now.
     """
-    return _Planner(then, now, place, content_of, delete, time_ns, mint).run()
+    return _Planner(then, now, place, content_of, was_in, copy, delete, time_ns, mint).run()
+
+
+def bring_back(path: bytes, place: tuple[FileId, bytes], directory: File, time_ns: int) -> list[Step]:
+    """Have a directory that was deleted again, empty, with the attributes it had."""
+    attributes = SetAttr(
+        directory.id,
+        time_ns,
+        mode=directory.mode,
+        uid=directory.uid,
+        gid=directory.gid,
+        mtime_ns=directory.mtime_ns,
+        xattrs=directory.xattrs,
+    )
+    return [Step(path, Link(*place, directory.id, time_ns)), Step(path, attributes)]
 
 
 def commits(steps: Iterable[Step]) -> Iterator[list[Step]]:
@@ -115,6 +133,8 @@ class _Planner:
         now: Mapping[bytes, File],
         place: tuple[FileId, bytes],
         content_of: Callable[[File], Content],
+        was_in: FileId,
+        copy: bool,
         delete: bool,
         time_ns: int,
         mint: Callable[[], bytes],
@@ -122,7 +142,8 @@ class _Planner:
         self._then = {entry.name: entry.file for entry in then}
         self._now = dict(now)
         self._place, self._content_of = place, content_of
-        self._delete, self._time, self._mint = delete, time_ns, mint
+        self._was_in = was_in
+        self._copy, self._delete, self._time, self._mint = copy, delete, time_ns, mint
         self._plan = Plan()
         self._at: dict[bytes, FileId] = {}
         """The directories of the tree as they will be."""
@@ -206,10 +227,15 @@ class _Planner:
 
     def _directory(self, path: bytes, file: File) -> None:
         present = self._now.get(path)
-        if present is None:
-            present = self._create(path, file)
-        else:
+        if present is not None:
             self._attributes(path, file, present)
+        elif file.gone and not self._copy:
+            present = file
+            self._plan.steps += bring_back(path, self._place_of(path), file, self._time)
+            self._plan.changes.setdefault(path, "create")
+            self._touched.add(_above(path))
+        else:
+            present = self._create(path, file)
         self._at[path] = present.id
 
     def _file(self, path: bytes, file: File) -> None:
@@ -239,7 +265,11 @@ class _Planner:
             target=file.target,
             xattrs=file.xattrs,
         )
-        self._do(path, Create(*self._place_of(path), new, self._time), "create")
+        place = self._place_of(path)
+        was_in = self._then[_above(path)].id if path else self._was_in
+        if self._copy or was_in == place[0]:
+            was_in = b""
+        self._do(path, Create(*place, new, self._time, was_in), "create")
         self._touched.add(_above(path))
         return new
 

@@ -14,7 +14,7 @@ import trio
 from mountfs.cli.history import versions
 from mountfs.cli.history.node import Talk
 from mountfs.cli.history.paths import Target
-from mountfs.cli.history.restore_plan import Content, Plan, Step, commits, plan, unread
+from mountfs.cli.history.restore_plan import Content, Plan, Step, bring_back, commits, plan, unread
 from mountfs.cli.history.show import printable
 from mountfs.cli.history.trees import tree
 from mountfs.cli.progress import Count
@@ -38,6 +38,8 @@ class Was:
     above: list[tuple[bytes, File]]
     """The directories it lay in that are gone now, outermost first, by name."""
     seq: int
+    was_in: FileId = b""
+    """The directory it lay in; empty when that is the one it would be put back to."""
 
 
 @dataclasses.dataclass
@@ -56,7 +58,9 @@ async def was_at(talk: Talk, target: Target, seq: int, when: str) -> Was:
     found = await versions.path_at(talk, target, seq)
     if not found:
         raise versions.nothing(target, when)
-    return Was(found[-1], list(zip(target.left[:-1], found[:-1], strict=True)), seq)
+    gone = found[-len(target.left) : -1] if target.left else []
+    above = list(zip(target.left[:-1], gone, strict=True))
+    return Was(found[-1], above, seq, found[-2].id if len(found) > 1 else b"")
 
 
 async def was_version(talk: Talk, target: Target, text: str) -> Was:
@@ -67,7 +71,7 @@ async def was_version(talk: Talk, target: Target, text: str) -> Was:
     version = versions.pick(await versions.history(talk, spot), text, target.shown)
     file = await versions.file_of(talk, version)
     above = [] if target.file else await _directories_at(talk, target, version.seq)
-    return Was(file, above, version.seq)
+    return Was(file, above, version.seq, spot.directory)
 
 
 async def _directories_at(talk: Talk, target: Target, seq: int) -> list[tuple[bytes, File]]:
@@ -95,7 +99,8 @@ async def put_back(
         manifest = file.manifest or Manifest([])
         return Content(content_hash(key, manifest.slices), manifest)
 
-    outcome = Outcome(plan(then, now, place, content_of, delete=delete, time_ns=time.time_ns()))
+    now_ns, copy = time.time_ns(), to is not None
+    outcome = Outcome(plan(then, now, place, content_of, was_in=was.was_in, copy=copy, delete=delete, time_ns=now_ns))
     if blocked := outcome.plan.in_the_way:
         names = ", ".join(printable(b"/".join(filter(None, (os.fsencode(target.shown), p)))) for p in blocked[:NAMED])
         raise MountError(
@@ -129,9 +134,14 @@ async def _place(
         raise MountError(f"{target.shown}: {printable(target.left[0])} is no directory now; give --to DEST")
     above = []
     for name, then in was.above:
-        file = File(new_id(), then.mode, then.uid, then.gid, mtime_ns=then.mtime_ns, xattrs=then.xattrs)
-        above.append(Step(b"", Create(directory, name, file, time.time_ns())))
-        directory = file.id
+        now_ns = time.time_ns()
+        if then.gone:
+            above += bring_back(b"", (directory, name), then, now_ns)
+            directory = then.id
+        else:
+            file = File(new_id(), then.mode, then.uid, then.gid, mtime_ns=then.mtime_ns, xattrs=then.xattrs)
+            above.append(Step(b"", Create(directory, name, file, now_ns)))
+            directory = file.id
     return (directory, target.left[-1]), above, None
 
 

@@ -11,7 +11,10 @@ from typing import Any
 import click
 
 from mountfs import moments
-from mountfs.errors import MountError
+from mountfs.errors import Misused
+
+AHEAD = 60_000_000_000
+"""Nanoseconds that the clock of a time may be ahead of ours."""
 
 
 def local_time(time_ns: int) -> str:
@@ -42,8 +45,12 @@ def print_json(value: Any) -> None:
 
 
 def parse_time(text: str) -> int:
-    """Nanoseconds since the epoch of a time on the command line. Raises ``MountError``."""
+    """Nanoseconds since the epoch of a time on the command line, none in the future. Raises ``Misused``."""
+    now_ns = time.time_ns()
     try:
-        return moments.parse(text, time.time_ns())
+        found = moments.parse(text, now_ns)
     except ValueError as error:
-        raise MountError(str(error)) from None
+        raise Misused(str(error)) from None
+    if found > now_ns + AHEAD:
+        raise Misused(f"{text!r} is in the future: nobody knows yet what there will be")
+    return found

@@ -161,7 +161,7 @@ async def lookup_at(talk: Talk, directory: FileId, names: Sequence[bytes], seq: 
 
 
 async def path_at(talk: Talk, target: Target, seq: int) -> list[File] | None:
-    """What a path led to as of a commit, the last; before it the directories it led through that are gone now.
+    """What a path led to as of a commit, the last; before it at least the directories it led through that are gone now.
 
     The directories of the path that are there now are meant themselves, whatever they were called then. Where they
     were not there yet, whatever had their names is meant.
@@ -178,8 +178,7 @@ async def path_at(talk: Talk, target: Target, seq: int) -> list[File] | None:
 
 async def _from_root(talk: Talk, target: Target, seq: int) -> list[File] | None:
     files = await lookup_at(talk, talk.bucket.root, target.names, seq)
-    missing = len(target.left) or 1
-    return files[-missing:] if files and len(files) == len(target.names) else None
+    return files if files and len(files) == len(target.names) else None
 
 
 async def _by_lineage(talk: Talk, target: Target, seq: int) -> list[File] | None:

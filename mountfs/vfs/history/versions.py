@@ -69,9 +69,13 @@ class Versions(Node):
             raise failure(errno.ENAMETOOLONG)
         node = Versioned(self, real, 0)
         past = await node.past()
-        if not past.versions:
+        if past.versions:
+            node.newest = next(reversed(past.versions.values())).committed_ns
+            return node
+        live = await self.present.live.child(self.directory, real)
+        if live is None or not live.is_file:
             raise failure(errno.ENOENT)
-        node.newest = next(reversed(past.versions.values())).committed_ns
+        node.newest = live.mtime  # of a file that was not sent yet, or never had content
         return node
 
     async def listed(self, after: bytes) -> Listed:
