@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 PLACE := $(VENV)/.made-in$(subst /,_,$(CURDIR))
 
 RUN_DEBS := fuse3 libfuse3-dev pkg-config gcc libc6-dev
-TEST_DEBS := acl attr fio git mandoc postgresql procps psmisc rsync sqlite3 strace systemd vim-tiny
+TEST_DEBS := acl attr dbus fio git libpam-systemd mandoc postgresql procps psmisc rsync sqlite3 strace systemd systemd-container vim-tiny
 BENCH_DEBS := fio git postgresql procps
 DEBS := $(RUN_DEBS)
 
