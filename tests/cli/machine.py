@@ -1,4 +1,4 @@
-"""A machine that systemd boots: a container on a copy-on-write view of this machine's root, with our programs and units.
+"""A machine that systemd boots: a container on a copy-on-write view of this machine's root, with what we install.
 
 Nothing is downloaded, and nothing that is done in it stays.
 """
