@@ -8,7 +8,6 @@ import logging.handlers
 import os
 import resource
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from mountfs.cli.progress import waiting
 from mountfs.cli.settings import TOKEN
 from mountfs.config import MountConfig
 from mountfs.errors import Busy, MountError, NotMounted
+from mountfs.notify import notify
 
 LOG = "mountfs.log"
 """The log in the state directory of a mount that runs in the background."""
@@ -102,15 +102,6 @@ def background(config: MountConfig, *, debug: bool = False, detach: bool = True)
     return int(rest)
 
 
-def notify(state: str) -> None:
-    """Tell the service manager, when one asked to be told (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.connect("\0" + address[1:] if address.startswith("@") else address)
-            sock.sendall(state.encode())
-
-
 def _daemon(config: MountConfig, report: int, debug: bool, detach: bool) -> NoReturn:
     """The forked child: never returns into the code of its parent."""
     code = 1
@@ -127,6 +118,7 @@ def _daemon(config: MountConfig, report: int, debug: bool, detach: bool) -> NoRe
         else:
             os.setpgid(0, 0)
             _end_with_parent()
+        os.environ.pop("NOTIFY_SOCKET", None)  # it belongs to whoever waits for this mount
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)

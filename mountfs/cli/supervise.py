@@ -213,9 +213,9 @@ class Mount:
         if record and record.running:
             with contextlib.suppress(NotMounted):
                 try:
-                    pending = live.drain(record, "stop", {}, deadline=self.config.drain_deadline)
+                    pending = live.drain(record, "stop", {"lazy": True}, deadline=self.config.drain_deadline)
                 except KeyboardInterrupt:
-                    pending = live.drain(record, "stop", {}, deadline=0)
+                    pending = live.drain(record, "stop", {"lazy": True}, deadline=0)
         if record is None or not live.wait_for_end(record, live.GRACE):
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)

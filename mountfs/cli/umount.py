@@ -11,6 +11,7 @@ from mountfs import mounts
 from mountfs.cli import live
 from mountfs.cli.settings import absolute
 from mountfs.errors import Busy, MountError, NotMounted, Pending
+from mountfs.holders import holders, some
 
 
 @click.command("umount")
@@ -35,18 +36,16 @@ def command(mountpoint: Path, deadline: float | None, lazy: bool) -> None:
         mounts.unmount(point, lazy=True)
         click.echo(f"{point}: its process had died; what it had accepted is sent at the next mount", err=True)
         return
-    if not lazy and (users := [user for user in mounts.users(point) if user[0] not in (record.pid, os.getpid())]):
-        names = ", ".join(f"{name} ({pid})" for pid, name in users[:5]) + (" …" if len(users) > 5 else "")
-        raise Busy(f"{point}: in use by {names}")
+    if mounted and not lazy and (names := holders(mounted, ignore=(record.pid, os.getpid()))):
+        raise Busy(f"{point}: in use by {some(names)}")
+    deadline = record.drain_deadline if deadline is None else deadline
     try:
-        pending = live.drain(record, "stop", {}, deadline=record.drain_deadline if deadline is None else deadline)
+        pending = live.drain(record, "stop", {"lazy": lazy}, deadline=deadline)
     except NotMounted:
         # It went away while it was asked; what counts is whether it is gone.
         pending = []
     if not live.wait_for_end(record, live.GRACE):
         raise NotMounted(f"{point}: process {record.pid} does not end; kill it and run the command again")
-    if mounts.find(point):
-        mounts.unmount(point, lazy=True)
     if pending:
         live.name_pending(pending)
         raise Pending(f"{point}: unmounted, {len(pending)} not on the nodes yet; they are sent at the next mount")

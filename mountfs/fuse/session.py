@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyfuse3
 
+from mountfs import mounts
 from mountfs.errors import MountError
 from mountfs.fuse import polling
 from mountfs.fuse.adapter import Adapter
@@ -24,8 +25,8 @@ READ_AHEAD_KB = 4096
 
 
 @contextmanager
-def mounted(fs: FileSystem, mountpoint: Path, source: str) -> Iterator[None]:
-    """The file system mounted at ``mountpoint``, until the block ends.
+def mounted(fs: FileSystem, mountpoint: Path, source: str) -> Iterator[str]:
+    """The file system mounted at ``mountpoint``, until the block ends; yields its device, ``major:minor``.
 
     Leaving by an exception leaves the mount point dead (ENOTCONN), never an empty directory.
     Raises MountError.
@@ -38,10 +39,13 @@ def mounted(fs: FileSystem, mountpoint: Path, source: str) -> Iterator[None]:
     polling.install()
     kernel = Invalidation()
     fs.engine.context.kernel = kernel
+    mount = mounts.find(mountpoint)
+    device = mount.device if mount else ""
     unmount = False
     try:
-        yield
-        unmount = True
+        yield device
+        top = mounts.top(mountpoint)
+        unmount = top is not None and top.device == device  # and not another one that is there by now
     finally:
         kernel.close()
         pyfuse3.close(unmount=unmount)
@@ -79,9 +83,9 @@ def end() -> None:
     pyfuse3.terminate()
 
 
-def raise_read_ahead(device: tuple[int, int]) -> None:
+def raise_read_ahead(device: str) -> None:
     """Let the kernel read further ahead, where we may tell it to."""
-    path = Path(f"/sys/class/bdi/{device[0]}:{device[1]}/read_ahead_kb")
+    path = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
     try:
         path.write_text(str(READ_AHEAD_KB))
     except OSError as error:
