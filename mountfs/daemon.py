@@ -169,7 +169,8 @@ class Daemon:
         """Mount, serve until the end, and drain."""
         config = self._config
         source = config.url if config.bucket is None else f"{config.url.rstrip('/')}/{config.bucket}"
-        handlers = {"status": self._status, "sync": self._sync, "stop": self._stop, **whereabouts.commands(self._fs)}
+        own = {"status": self._status, "sync": self._sync, "stop": self._stop, "compare": self._compare}
+        handlers = {**own, **whereabouts.commands(self._fs)}
         with ExitStack() as stack:
             await nursery.start(control.serve, config.state / control.NAME, handlers)
             self._ending.device = stack.enter_context(session.mounted(self._fs, config.mountpoint, source))
@@ -201,6 +202,13 @@ class Daemon:
     async def _stop(self, params: control.Params) -> dict[str, Any]:
         deadline = float(params.get("deadline", self._config.drain_deadline))
         return {"pending": await self._ending.end(deadline, lazy=bool(params.get("lazy")))}
+
+    async def _compare(self, params: control.Params) -> dict[str, Any]:
+        """Settings that somebody believes in; raises MountError when the mount has others."""
+        ours = vars(self._config) | vars(self._config.options) | {"state": str(self._config.state)}
+        if other := [key for key, value in params.items() if key in ours and ours[key] != value]:
+            raise MountError(f"a remount cannot change {', '.join(other)}: unmount it, and mount it again")
+        return {}
 
     async def _status(self, _params: control.Params) -> dict[str, Any]:
         context, config = self._context, self._config

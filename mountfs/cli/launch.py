@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from mountfs import mounts
+from mountfs import control, mounts
+from mountfs.cli import live
 from mountfs.cli.progress import waiting
 from mountfs.cli.settings import TOKEN
 from mountfs.config import MountConfig
@@ -56,6 +57,9 @@ def prepare(config: MountConfig) -> None:
         raise MountError(f"state directory {config.state}: {error.strerror}") from None
     if not os.access(config.state, os.R_OK | os.W_OK | os.X_OK):
         raise MountError(f"state directory {config.state}: no permission to write in it")
+    for former in mounts.records():
+        if former.state == str(config.state) and former.running and not mounts.find(Path(former.mountpoint)):
+            take_over(former)
     while mounts.find(point):
         if (health := mounts.probe(point)) != "dead":
             record = mounts.record_of(point)
@@ -66,6 +70,14 @@ def prepare(config: MountConfig) -> None:
         os.scandir(point).close()
     except OSError as error:
         raise MountError(f"mount point {point}: {error.strerror}") from None
+
+
+def take_over(record: mounts.Record) -> None:
+    """End a mount that is off the tree and still sends: the next one sends what it leaves. Raises ``MountError``."""
+    with contextlib.suppress(NotMounted):
+        control.call(record.control, "stop", {"deadline": 0, "lazy": True}, timeout=ANSWER)
+    if not live.wait_for_end(record, ANSWER):
+        raise Busy(f"{record.state} is in use by process {record.pid}, which does not end")
 
 
 def foreground(config: MountConfig, *, debug: bool = False) -> None:

@@ -14,6 +14,10 @@ from mountfs.errors import Busy, MountError, NotMounted, Pending
 from mountfs.holders import holders, some
 
 
+class Unknown(MountError):
+    """The mount is that of another user, or a second one of a file system that is mounted elsewhere."""
+
+
 @click.command("umount")
 @click.argument("mountpoint", type=click.Path(path_type=Path))
 @click.option("--deadline", type=click.FloatRange(0), metavar="SECONDS", help="How long to wait for what is pending.")
@@ -23,6 +27,14 @@ def command(mountpoint: Path, deadline: float | None, lazy: bool) -> None:
 
     What cannot be sent before the deadline is named; it stays in the journal and is sent at the next mount.
     """
+    unmount(mountpoint, deadline=deadline, lazy=lazy)
+
+
+def unmount(mountpoint: Path, *, deadline: float | None, lazy: bool) -> None:
+    """Unmount in order, waiting up to ``deadline`` seconds, None for what the mount has.
+
+    Raises ``Pending`` when something could not be sent; ``Busy`` when it is used, unless ``lazy``; ``MountError``.
+    """
     point = absolute(mountpoint)
     record = mounts.record_of(point)
     mounted = mounts.find(point)
@@ -30,9 +42,7 @@ def command(mountpoint: Path, deadline: float | None, lazy: bool) -> None:
         raise NotMounted(f"{mountpoint}: not a mountfs mount")
     if not record or not record.running:
         if mounted and mounts.probe(point) != "dead":
-            raise MountError(
-                f"{mountpoint}: its process is not known here: unmount as its user, or with fusermount3 -u"
-            )
+            raise Unknown(f"{mountpoint}: its process is not known here: unmount as its user, or with umount -i")
         mounts.unmount(point, lazy=True)
         click.echo(f"{point}: its process had died; what it had accepted is sent at the next mount", err=True)
         return

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyfuse3
 
 from mountfs import mounts
+from mountfs.config import MountOptions
 from mountfs.errors import MountError
 from mountfs.fuse import polling
 from mountfs.fuse.adapter import Adapter
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 MAX_TASKS = 512
 """Requests answered at the same time; stalled ones must not starve the rest."""
 READ_AHEAD_KB = 4096
+FUSE_CONF = Path("/etc/fuse.conf")
 
 
 @contextmanager
@@ -35,7 +37,7 @@ def mounted(fs: FileSystem, mountpoint: Path, source: str) -> Iterator[str]:
     try:
         pyfuse3.init(adapter, str(mountpoint), _mount_options(fs, source))
     except RuntimeError as error:
-        raise MountError(f"cannot mount on {mountpoint}: {_reason(error)}") from error
+        raise MountError(f"cannot mount on {mountpoint}: {_reason(error, fs.options)}") from error
     polling.install()
     kernel = Invalidation()
     fs.engine.context.kernel = kernel
@@ -65,12 +67,23 @@ def _mount_options(fs: FileSystem, source: str) -> set[str]:
     return options
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: RuntimeError, options: MountOptions) -> str:
     if not Path("/dev/fuse").exists():
         return "/dev/fuse is missing: load the kernel module fuse"
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "no permission to open /dev/fuse"
+    if os.geteuid() and options.allow_other and not _user_allow_other():
+        return f"allow_other is not for users here: root has to write the line user_allow_other into {FUSE_CONF}"
+    if os.geteuid() and "\nNoNewPrivs:\t1\n" in Path("/proc/self/status").read_text():
+        return "fusermount3 must gain privileges to mount, which is forbidden here (NoNewPrivileges= in a unit)"
     return f"{error} (see `mountfs doctor`)"
+
+
+def _user_allow_other() -> bool:
+    try:
+        return "user_allow_other" in map(str.strip, FUSE_CONF.read_text().splitlines())
+    except OSError:
+        return False
 
 
 async def serve() -> None:

@@ -86,8 +86,8 @@ class Machine:
             "PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             **({"XDG_RUNTIME_DIR": f"/run/user/{uid}"} if user else {}),
         }
-        enter = ["nsenter", "--target", str(self._leader), "--all", "--wd=/"]
-        become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+        enter = ["nsenter", "--target", str(self._leader), "--all"]
+        become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "env", "--chdir=/"]
         result = subprocess.run(
             [*enter, *become, *command],
             capture_output=True,

@@ -65,3 +65,78 @@ def shown(machine: Machine) -> str:
 
 def is_mounted(machine: Machine) -> bool:
     return f" {POINT} " in machine.run("cat", "/proc/self/mountinfo")
+
+
+FOLDER = "/srv/photos"
+
+
+def test_a_line_of_fstab_is_a_unit_that_ends_when_all_is_sent(machine: Machine) -> None:
+    machine.run("mountfs", "bucket", "create", "fstab", "--url", URL, "--token-file", TOKEN)
+    options = f"_netdev,noauto,nofail,defaults,x-systemd.mount-timeout=400,drain_deadline=60,token-file={TOKEN}"
+    fstab(machine, f"{URL}/fstab {FOLDER} mountfs {options} 0 0")
+    machine.run("mkdir", "-p", FOLDER)
+    machine.run("systemctl", "start", "srv-photos.mount")
+    machine.run("sh", "-c", f"head -c 3000000 /dev/urandom > {FOLDER}/file; cp {FOLDER}/file /root/copy")
+    machine.run("systemctl", "stop", "srv-photos.mount")
+    assert machine.run("mountfs", "status") == "nothing is mounted\n"
+    machine.run("rm", "-r", "/var/lib/mountfs")  # what is there now is from the server
+    machine.run("mount", "-o", "drain_deadline=1", FOLDER)
+    machine.run("cmp", f"{FOLDER}/file", "/root/copy")
+    machine.run("systemctl", "stop", "nodeserver")
+    machine.run("sh", "-c", f"echo new > {FOLDER}/new")
+    said = machine.run("umount", FOLDER, code=3)
+    assert "pending: new" in said
+    machine.run("systemctl", "start", "nodeserver")
+    machine.run("mount", FOLDER)
+    assert machine.run("cat", f"{FOLDER}/new") == "new\n"
+    machine.run("umount", FOLDER)
+    machine.run("rm", "-r", "/var/lib/mountfs")
+    machine.run("mount", FOLDER)
+    assert machine.run("cat", f"{FOLDER}/new") == "new\n"
+    machine.run("umount", FOLDER)
+
+
+def test_a_mount_becomes_read_only_and_back(machine: Machine) -> None:
+    machine.run("mount", FOLDER)
+    machine.run("mount", "-o", "remount,ro", FOLDER)
+    assert "Read-only" in machine.run("touch", f"{FOLDER}/refused", code=1)
+    machine.run("mount", "-o", "remount,rw,noexec", FOLDER)
+    machine.run("touch", f"{FOLDER}/taken")
+    assert "noexec" in machine.run("findmnt", "-n", "-o", "OPTIONS", FOLDER)
+    assert "cannot change umask" in machine.run("mount", "-o", "remount,umask=077", FOLDER, code=32)
+    machine.run("sh", "-c", f"exec 3> {FOLDER}/taken; mount -o remount,ro {FOLDER}; test $? = 32")
+    machine.run("umount", FOLDER)
+    machine.run("mount", "-o", "ro", FOLDER)
+    assert "Read-only" in machine.run("touch", f"{FOLDER}/refused", code=1)
+    machine.run("umount", FOLDER)
+
+
+def test_a_user_mounts_what_fstab_allows_and_nobody_else_unmounts_it(machine: Machine) -> None:
+    folder = "/home/someone/Folder"
+    machine.run("mkdir", folder, user=True)
+    fstab(machine, f"{URL}/photos {folder} mountfs noauto,user,exec,token-file={TOKEN} 0 0")
+    machine.run("mount", folder, user=True)
+    machine.run("sh", "-c", f"echo content > {folder}/by-fstab", user=True)
+    assert "Permission denied" in machine.run("ls", folder, code=2), "not even root sees it"
+    other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "HOME=/nonexistent"]
+    assert "its user" in machine.run(*other, "mountfs", "umount", folder, code=1)
+    assert machine.run(*other, "umount", folder, code=None)
+    assert machine.run("cat", f"{folder}/by-fstab", user=True) == "content\n"
+    machine.run("umount", folder, user=True)
+    assert folder not in machine.run("cat", "/proc/self/mountinfo")
+    assert machine.run("mountfs", "status", user=True) == "nothing is mounted\n"
+
+
+def test_allow_other_is_for_users_when_root_says_so(machine: Machine) -> None:
+    arguments = ["mountfs", "mount", f"{URL}/photos", POINT, "-o", "allow_other", "--token-file", TOKEN]
+    said = machine.run(*arguments, user=True, code=1)
+    assert "user_allow_other into /etc/fuse.conf" in said
+    machine.write("/etc/fuse.conf", "user_allow_other\n")
+    machine.run("chmod", "644", "/etc/fuse.conf")
+    machine.run(*arguments, user=True)
+    assert "by-fstab" in machine.run("ls", POINT)
+    machine.run("mountfs", "umount", POINT, user=True)
+
+
+def fstab(machine: Machine, line: str) -> None:
+    machine.run("sh", "-c", "cat > /etc/fstab; systemctl daemon-reload", feed=line + "\n")
