@@ -198,7 +198,7 @@ class Commit(msgspec.Struct):
     """``POST /v1/buckets/{bucket}/commits``: operations applied in order, in one transaction."""
 
     client: bytes
-    """16 bytes: who writes; the same over restarts."""
+    """16 bytes: who writes; a mount takes a new one at each start."""
     batch: bytes
     """16 bytes: a repeat of the same batch gets the first answer and changes nothing."""
     ops: list[Op]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,8 @@ import pytest
 
 from mountfs import mounts
 from tests.cli.test_lifecycle import failed, mount, pid_of, point, shared
-from tests.harness import Node, command, eventually, is_mount
+from tests.conftest import MakeNode
+from tests.harness import BIN, Node, command, eventually, is_mount
 
 __all__ = ["point", "shared"]
 
@@ -149,3 +152,70 @@ def test_lazy_unmounts_it_all_the_same(shared: Node, point: Path) -> None:
         assert mounts.process_start(pid) is None
     assert mount(shared, point).returncode == 0
     assert (point / "kept").read_text() == "content"
+
+
+def from_the_server(node: Node, point: Path, tmp_path: Path, name: str) -> str:
+    """A file's content in a mount that has nothing of its own."""
+    assert mount(node, point, "--state", tmp_path / "fresh").returncode == 0
+    return (point / name).read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_mount_in_order(shared: Node, point: Path, tmp_path: Path, number: signal.Signals) -> None:
+    assert mount(shared, point).returncode == 0
+    (point / number.name).write_text("content")
+    os.kill(pid := pid_of(point), number)
+    eventually(lambda: mounts.process_start(pid) is None, 60)
+    assert not is_mount(point)
+    assert from_the_server(shared, point, tmp_path, number.name) == "content"
+
+
+def test_a_terminal_that_closes_ends_the_mount_in_order(shared: Node, point: Path, tmp_path: Path) -> None:
+    master, terminal = os.openpty()
+    arguments: list[str | Path] = [f"{shared.url}/files", point, "--token-file", shared.token_file, "--foreground"]
+    process = subprocess.Popen(
+        ["setsid", "--ctty", BIN / "mountfs", "mount", *arguments], stdin=terminal, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    try:
+        eventually(lambda: mounts.record_of(point), 30)
+        (point / "by-terminal").write_text("content")
+    finally:
+        os.close(master)
+        assert process.wait(60) == 0
+    assert not is_mount(point)
+    assert from_the_server(shared, point, tmp_path, "by-terminal") == "content"
+
+
+def test_nohup_keeps_the_mount(shared: Node, point: Path) -> None:
+    arguments: list[str | Path] = [f"{shared.url}/files", point, "--token-file", shared.token_file, "--foreground"]
+    with open(point.with_name("log"), "wb") as log:
+        process = subprocess.Popen(["nohup", BIN / "mountfs", "mount", *arguments], stdout=log, stderr=log)
+    eventually(lambda: mounts.record_of(point), 30)
+    process.send_signal(signal.SIGHUP)
+    (point / "by-nohup").write_text("content")
+    gone(point)
+    assert process.wait(30) == 0
+
+
+def test_a_mount_that_is_off_the_tree_tells_that_it_drains_and_the_next_takes_over(
+    make_node: MakeNode, point: Path, tmp_path: Path
+) -> None:
+    node = make_node()
+    node.create_bucket("files")
+    assert mount(node, point, "-o", "metadata-deadline=1").returncode == 0
+    os.listdir(point)
+    node.kill()
+    (point / "late").write_text("content")
+    pid = pid_of(point)
+    mounts.unmount(point)
+    status = command("mountfs", "status", point)
+    assert re.search(r"^draining +it ends", status.stdout, re.MULTILINE), status.stdout + status.stderr
+    assert "late" in status.stdout
+    assert mount(node, point, "-o", "metadata-deadline=1").returncode == 0
+    assert pid_of(point) != pid
+    assert (point / "late").read_text() == "content"
+    assert "draining" not in command("mountfs", "status", point).stdout
+    node.start()
+    gone(point)
+    assert from_the_server(node, point, tmp_path, "late") == "content"
