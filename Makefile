@@ -63,7 +63,10 @@ $(VENV)/.test: EXTRA := [test]
 $(VENV)/.bench: EXTRA := [bench]
 $(VENV)/.test $(VENV)/.bench: $(VENV)/.setup
 $(VENV)/.setup $(VENV)/.test $(VENV)/.bench: pyproject.toml constraints.txt nodeserver/__init__.py | $(PLACE)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(EXTRA)'
+	@set -o pipefail; printf 'Python packages, a minute or two:'; \
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.$(EXTRA)' | \
+	while read -r word name _; do case $$word in Collecting) printf ' %s' "$${name%%[!A-Za-z0-9._-]*}";; \
+	  Installing) printf '; installing them' ;; esac; done; code=$$?; echo; exit $$code
 	@touch $@
 
 $(PLACE): | debian

@@ -131,6 +131,7 @@ class Server:
             self._backoff.died()
         if self._process is None and not (left := self._backoff.left()):
             self._start(int(self.url.rpartition(":")[2]))
+            click.echo("the server is started again", err=True)
             return BACKOFF[1]
         return left if self._process is None else BACKOFF[1]
 
@@ -198,6 +199,7 @@ class Mount:
         if not (left := self._backoff.left()):
             try:
                 self.start()
+                click.echo(f"{self.config.mountpoint} is mounted again", err=True)
             except MountError as error:
                 click.echo(f"mountfs: {error}", err=True)
                 self._backoff.died()
