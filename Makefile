@@ -65,8 +65,8 @@ $(VENV)/.test $(VENV)/.bench: $(VENV)/.setup
 $(VENV)/.setup $(VENV)/.test $(VENV)/.bench: pyproject.toml constraints.txt nodeserver/__init__.py | $(PLACE)
 	@set -o pipefail; printf 'Python packages, a minute or two:'; \
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.$(EXTRA)' | \
-	while read -r word name _; do case $$word in Collecting) printf ' %s' "$${name%%[!A-Za-z0-9._-]*}";; \
-	  Installing) printf '; installing them' ;; esac; done; code=$$?; echo; exit $$code
+	while read -r word name _; do case "$$word $$name" in Collecting*) printf ' %s' "$${name%%[!A-Za-z0-9._-]*}";; \
+	  "Installing collected") printf '; installing them';; esac; done; code=$$?; echo; exit $$code
 	@touch $@
 
 $(PLACE): | debian
