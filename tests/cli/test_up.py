@@ -182,9 +182,7 @@ def test_make_setup_shows_what_it_installs_and_fails_with_it(checkout: Path) -> 
     (checkout / ".venv/bin").unlink()
     (checkout / ".venv/bin").mkdir()
     pip = checkout / ".venv/bin/python"
-    pip.write_text(
-        "#!/bin/sh\necho 'Collecting trio>=0.30'; echo Collecting rich; echo Installing\n"
-    )
+    pip.write_text("#!/bin/sh\necho 'Collecting trio>=0.30'; echo Collecting rich; echo Installing\n")
     pip.chmod(0o755)
     made = subprocess.run(["make", "setup"], cwd=checkout, capture_output=True, text=True, check=True)
     assert "trio rich" in made.stdout
