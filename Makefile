@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 PLACE := $(VENV)/.made-in$(subst /,_,$(CURDIR))
 
 RUN_DEBS := fuse3 libfuse3-dev pkg-config gcc libc6-dev
-TEST_DEBS := acl attr fio git mandoc postgresql procps psmisc rsync sqlite3 strace systemd vim-tiny
+TEST_DEBS := acl attr dbus fio git libpam-systemd mandoc postgresql procps psmisc rsync sqlite3 strace systemd systemd-container vim-tiny
 BENCH_DEBS := fio git postgresql procps
 DEBS := $(RUN_DEBS)
 
@@ -63,7 +63,10 @@ $(VENV)/.test: EXTRA := [test]
 $(VENV)/.bench: EXTRA := [bench]
 $(VENV)/.test $(VENV)/.bench: $(VENV)/.setup
 $(VENV)/.setup $(VENV)/.test $(VENV)/.bench: pyproject.toml constraints.txt nodeserver/__init__.py | $(PLACE)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(EXTRA)'
+	@set -o pipefail; printf 'Python packages, a minute or two:'; \
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.$(EXTRA)' | \
+	while read -r word name _; do case "$$word $$name" in Collecting*) printf ' %s' "$${name%%[!A-Za-z0-9._-]*}";; \
+	  "Installing collected") printf '; installing them';; esac; done; code=$$?; echo; exit $$code
 	@touch $@
 
 $(PLACE): | debian

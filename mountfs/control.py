@@ -1,6 +1,6 @@
 """The control socket of a mount: one JSON object a line, both ways.
 
-A request is ``{"command": NAME, "params": {…}}``, an answer ``{"result": {…}}`` or ``{"error": TEXT}``.
+A request is ``{"command": NAME, "params": {…}}``, an answer ``{"result": {…}}`` or ``{"error": TEXT, "exit_code": N}``.
 Who can open the socket (0600) may command the mount.
 """
 
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from mountfs.errors import MountError, NotMounted
+from mountfs.errors import Busy, MountError, NotMounted, Pending
 
 if TYPE_CHECKING:
     # Only the serving side needs it at run time; importing it takes longer than most commands do.
@@ -82,6 +82,8 @@ class Status(TypedDict):
     state: str
     version: str
     started: float
+    draining: bool
+    """It ends once what is pending is sent, or its deadline has passed; for programs it may be gone already."""
     connected: bool
     since: float
     """Since when it is connected, or not."""
@@ -155,7 +157,7 @@ async def _answer(handlers: Mapping[str, Handler], line: bytes) -> dict[str, Any
     try:
         return {"result": await handler(params)}
     except MountError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "exit_code": error.exit_code}
     except Exception as error:
         log.exception("control command %s", request["command"])
         why = error.strerror if isinstance(error, OSError) and error.strerror else "a fault of mountfs; see its log"
@@ -217,6 +219,7 @@ def call(path: Path, command: str, params: Params | None = None, *, timeout: flo
     except OSError as error:
         raise NotMounted(f"no mount answers at {path}: {error.strerror}") from None
     if "error" in answer:
-        raise MountError(answer["error"])
+        kinds: dict[int, type[MountError]] = {kind.exit_code: kind for kind in (MountError, Pending, Busy, NotMounted)}
+        raise kinds.get(answer.get("exit_code", 1), MountError)(answer["error"])
     result: dict[str, Any] = answer["result"]
     return result

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import gc
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Any
 
 import trio
 
 from mountfs import control, mounts
 from mountfs.config import MountConfig
+from mountfs.ending import Ending
 from mountfs.errors import MountError, Pending
 from mountfs.fuse import session
 from mountfs.local.database import Database
@@ -169,7 +166,7 @@ class Daemon:
         self._fs = fs
         self._context = fs.engine.context
         self._started = time.time()
-        self._stopping = trio.Event()
+        self._ending = Ending(config, fs)
 
     async def serve(self, nursery: trio.Nursery, ready: Callable[[], None]) -> None:
         """Mount, serve until the end, and drain."""
@@ -179,22 +176,21 @@ class Daemon:
             "status": self._status,
             "sync": self._sync,
             "stop": self._stop,
+            "compare": self._compare,
             **whereabouts.commands(self._fs),
             **refusals.commands(self._fs),
         }
         with ExitStack() as stack:
             await nursery.start(control.serve, config.state / control.NAME, handlers)
-            stack.enter_context(session.mounted(self._fs, config.mountpoint, source))
+            self._ending.device = stack.enter_context(session.mounted(self._fs, config.mountpoint, source))
             mounts.register(config)
             stack.callback(mounts.unregister, config)
-            await nursery.start(self._signals)
+            await nursery.start(self._ending.signals)
             nursery.start_soon(self._fs.run)
-            nursery.start_soon(self._end_when_stopping)
             nursery.start_soon(self._read_ahead)
             ready()
             await session.serve()
-            self._fs.files.release_all()
-            left = await self._fs.drain(config.drain_deadline if not self._stopping.is_set() else 0)
+            left = await self._ending.served()
             left += refusals.named(self._fs)
         if left:
             raise Pending(f"not on the nodes yet, to be sent at the next mount: {', '.join(left)}")
@@ -206,35 +202,7 @@ class Daemon:
         except OSError as error:
             log.info("%s: %s", self._config.mountpoint, error)  # it is going already
             return
-        device = next((m for m in _devices() if m[0] == str(self._config.mountpoint)), None)
-        if device is not None:
-            session.raise_read_ahead(device[1])
-
-    async def _signals(self, task_status: trio.TaskStatus[None]) -> None:
-        """SIGTERM and SIGINT drain and end; a second one does not wait any longer."""
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            task_status.started()
-            async with trio.open_nursery() as nursery:
-                async for _ in signals:
-                    nursery.start_soon(self._drain_and_end)
-                    break
-                async for _ in signals:
-                    self._stopping.set()
-
-    async def _drain_and_end(self) -> None:
-        await self._drain(self._config.drain_deadline)
-        self._stopping.set()
-
-    async def _end_when_stopping(self) -> None:
-        await self._stopping.wait()
-        session.end()
-
-    async def _drain(self, deadline: float) -> list[str]:
-        """Everything written so far to the nodes; names of what is left at the deadline (seconds)."""
-        until = trio.current_time() + deadline
-        with trio.move_on_at(until):
-            await trio.to_thread.run_sync(_flush_kernel, self._config.mountpoint, abandon_on_cancel=True)
-        return await self._fs.drain(max(0.0, until - trio.current_time()))
+        session.raise_read_ahead(self._ending.device)
 
     # Commands of the control socket
 
@@ -242,14 +210,21 @@ class Daemon:
         until = trio.current_time() + float(params.get("deadline", self._config.drain_deadline))
         with trio.move_on_at(until):
             await self._fs.engine.agreed()
-        pending = await self._drain(until - trio.current_time())
+        pending = await self._ending.sync(until - trio.current_time())
         told, self._context.untold = self._context.untold, []
         return {"pending": pending, **({"told": told} if told else {})}
 
     async def _stop(self, params: control.Params) -> dict[str, Any]:
-        pending = await self._drain(float(params.get("deadline", self._config.drain_deadline)))
-        self._stopping.set()
+        deadline = float(params.get("deadline", self._config.drain_deadline))
+        pending = await self._ending.end(deadline, lazy=bool(params.get("lazy")))
         return {"pending": pending + refusals.named(self._fs)}
+
+    async def _compare(self, params: control.Params) -> dict[str, Any]:
+        """Settings that somebody believes in; raises MountError when the mount has others."""
+        ours = vars(self._config) | vars(self._config.options) | {"state": str(self._config.state)}
+        if other := [key for key, value in params.items() if key in ours and ours[key] != value]:
+            raise MountError(f"a remount cannot change {', '.join(other)}: unmount it, and mount it again")
+        return {}
 
     async def _status(self, _params: control.Params) -> dict[str, Any]:
         context, config = self._context, self._config
@@ -264,6 +239,7 @@ class Daemon:
             "state": str(config.state),
             "version": __version__,
             "started": self._started,
+            "draining": self._ending.certain,
             "connected": bool(state.connected),
             "since": state.since,
             "nodes": context.nodes.states(),
@@ -287,29 +263,3 @@ class Daemon:
         if state.error is not None and not state.connected:
             status["errors"].append({"time": state.error_at, "text": str(state.error)})
         return dict(status)
-
-
-def _devices() -> list[tuple[str, tuple[int, int]]]:
-    """(mount point, (major, minor)) of every mount, innermost last."""
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        fields = line.split(" ")
-        major, minor = fields[2].split(":")
-        found.append((fields[4], (int(major), int(minor))))
-    return found
-
-
-def _flush_kernel(mountpoint: Path) -> None:
-    """Make the kernel hand over what it has collected of writes. Blocks."""
-    try:
-        fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno not in (errno.ENOTCONN, errno.ENOENT, errno.EACCES):
-            raise
-        return
-    try:
-        if ctypes.CDLL(None, use_errno=True).syncfs(fd):
-            # It tells errors of long ago too. What is pending decides.
-            log.info("syncfs %s: %s", mountpoint, os.strerror(ctypes.get_errno()))
-    finally:
-        os.close(fd)

@@ -13,7 +13,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +35,12 @@ class Mounted:
     point: Path
     fstype: str
     source: str
+    id: int = field(default=0, compare=False)
+    parent: int = field(default=0, compare=False)
+    device: str = field(default="", compare=False)
+    """``major:minor`` of the file system: the same in all its mounts."""
+    groups: frozenset[str] = field(default=frozenset(), compare=False)
+    """How mounts and unmounts below propagate: ``shared:N``, ``master:N``, ``propagate_from:N``."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,11 @@ def table(mountinfo: str) -> list[Mounted]:
     for line in mountinfo.rstrip("\n").split("\n"):
         before, _, after = line.partition(" - ")
         fields, (fstype, source, *_) = before.split(" "), after.split(" ")
-        found.append(Mounted(Path(_unescape(fields[4])), fstype, _unescape(source)))
+        number, parent, device = int(fields[0]), int(fields[1]), fields[2]
+        mount = Mounted(
+            Path(_unescape(fields[4])), fstype, _unescape(source), number, parent, device, frozenset(fields[6:])
+        )
+        found.append(mount)
     return found
 
 
@@ -79,8 +89,13 @@ def mounted() -> list[Mounted]:
 
 def find(point: Path) -> Mounted | None:
     """Our mount exactly at ``point``, None when there is another or none. Never touches the file system itself."""
-    top = next((mount for mount in reversed(mounted()) if mount.point == point), None)
-    return top if top and top.fstype == FSTYPE else None
+    found = top(point)
+    return found if found and found.fstype == FSTYPE else None
+
+
+def top(point: Path) -> Mounted | None:
+    """What is mounted at ``point`` and not covered by another."""
+    return next((mount for mount in reversed(mounted()) if mount.point == point), None)
 
 
 def containing(path: Path) -> Mounted | None:
@@ -129,30 +144,6 @@ def unmount(point: Path, *, lazy: bool = False) -> None:
     if result.returncode:
         text = result.stderr.strip()
         raise Busy(f"{point}: in use") if "busy" in text else MountError(text or f"{point}: cannot unmount")
-
-
-def users(point: Path) -> list[tuple[int, str]]:
-    """Processes (id, name) that have a file, program or directory below ``point`` open, as far as we may see."""
-    inside = re.compile(re.escape(str(point)) + r"(/|$)", re.MULTILINE)
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and any(inside.match(target) for target in _open_paths(process)):
-            with contextlib.suppress(OSError):
-                found.append((int(process.name), (process / "comm").read_text().strip()))
-    return sorted(found)
-
-
-def _open_paths(process: Path) -> Iterator[str]:
-    # Links of /proc are read as text: nothing here asks the file system that may not answer.
-    links = [process / name for name in ("cwd", "root", "exe")]
-    with contextlib.suppress(OSError):
-        links += (process / "fd").iterdir()
-    for link in links:
-        with contextlib.suppress(OSError):
-            yield os.readlink(link)
-    with contextlib.suppress(OSError):
-        for line in (process / "maps").read_text(errors="surrogateescape").splitlines():
-            yield line[73:]
 
 
 def runtime_dirs() -> list[Path]:

@@ -8,17 +8,18 @@ import logging.handlers
 import os
 import resource
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from mountfs import mounts
+from mountfs import control, mounts
+from mountfs.cli import live
 from mountfs.cli.progress import waiting
 from mountfs.cli.settings import TOKEN
 from mountfs.config import MountConfig
 from mountfs.errors import Busy, MountError, NotMounted
+from mountfs.notify import notify
 
 LOG = "mountfs.log"
 """The log in the state directory of a mount that runs in the background."""
@@ -59,6 +60,9 @@ def prepared(config: MountConfig) -> Iterator[None]:
         raise MountError(f"state directory {config.state}: {error.strerror}") from None
     if not os.access(config.state, os.R_OK | os.W_OK | os.X_OK):
         raise MountError(f"state directory {config.state}: no permission to write in it")
+    for former in mounts.records():
+        if former.state == str(config.state) and former.running and not mounts.find(Path(former.mountpoint)):
+            take_over(former)
     while mounts.find(point):
         if (health := mounts.probe(point)) != "dead":
             record = mounts.record_of(point)
@@ -80,6 +84,14 @@ def prepared(config: MountConfig) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 point.rmdir()
         raise
+
+
+def take_over(record: mounts.Record) -> None:
+    """End a mount that is off the tree and still sends: the next one sends what it leaves. Raises ``MountError``."""
+    with contextlib.suppress(NotMounted):
+        control.call(record.control, "stop", {"deadline": 0, "lazy": True}, timeout=ANSWER)
+    if not live.wait_for_end(record, ANSWER):
+        raise Busy(f"{record.state} is in use by process {record.pid}, which does not end")
 
 
 def foreground(config: MountConfig, *, debug: bool = False) -> None:
@@ -120,15 +132,6 @@ def _start(config: MountConfig, *, debug: bool, detach: bool) -> int:
     return int(rest)
 
 
-def notify(state: str) -> None:
-    """Tell the service manager, when one asked to be told (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.connect("\0" + address[1:] if address.startswith("@") else address)
-            sock.sendall(state.encode())
-
-
 def _daemon(config: MountConfig, report: int, debug: bool, detach: bool) -> NoReturn:
     """The forked child: never returns into the code of its parent."""
     code = 1
@@ -145,6 +148,7 @@ def _daemon(config: MountConfig, report: int, debug: bool, detach: bool) -> NoRe
         else:
             os.setpgid(0, 0)
             _end_with_parent()
+        os.environ.pop("NOTIFY_SOCKET", None)  # it belongs to whoever waits for this mount
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)

@@ -49,6 +49,12 @@ class Verbs(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments; with a URL in place of a verb they are those of mount.fuse(8), which mounts by our name."""
+        if args and "://" in args[0]:
+            ctx.exit(importlib.import_module("mountfs.cli.mount_helper").run(args))
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb; what it refuses becomes one line and an exit code."""
         try:

@@ -15,12 +15,12 @@ from mountfs.errors import Misused
 from nodeserver.protocol.names import valid_name
 
 IGNORED = {
-    "_netdev", "async", "atime", "auto", "defaults", "diratime", "group", "lazytime", "noatime", "noauto",
-    "nodiratime", "nofail", "nolazytime", "norelatime", "nostrictatime", "nouser", "owner",
-    "relatime", "rw", "strictatime", "user", "users",
+    "_netdev", "async", "atime", "auto", "default_permissions", "defaults", "diratime", "group", "lazytime",
+    "noatime", "noauto", "nodiratime", "nofail", "nolazytime", "norelatime", "nostrictatime", "nouser", "owner",
+    "relatime", "remount", "rw", "strictatime", "user", "users",
 }  # fmt: skip
 """For mount(8), systemd or the kernel, or what a mount is anyway."""
-IGNORED_PREFIXES = ("x-", "X-", "comment=", "user=", "helper=", "uhelper=")
+IGNORED_PREFIXES = ("x-", "X-", "comment=", "user=", "helper=", "uhelper=", "user_id=", "group_id=", "max_read=")
 
 _UNITS = {unit: 1024**power for power, unit in enumerate("BKMGTP")}
 

@@ -87,6 +87,8 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         return [*rows, ("problem", status["problem"])]
     pending, cache = status["pending"], status["cache"]
     since = f"since {_moment(status['since'])}"
+    if status["draining"]:
+        rows.append(("draining", "it ends when what is pending is sent, or its time is over"))
     rows += [
         ("server", f"connected {since}" if status["connected"] else f"NOT connected {since}; changes are kept here"),
         *_nodes(status.get("nodes", [])),

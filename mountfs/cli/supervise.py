@@ -131,6 +131,7 @@ class Server:
             self._backoff.died()
         if self._process is None and not (left := self._backoff.left()):
             self._start(int(self.url.rpartition(":")[2]))
+            click.echo("the server is started again", err=True)
             return BACKOFF[1]
         return left if self._process is None else BACKOFF[1]
 
@@ -201,6 +202,7 @@ class Mount:
         if not (left := self._backoff.left()):
             try:
                 self.start()
+                click.echo(f"{self.config.mountpoint} is mounted again", err=True)
             except MountError as error:
                 click.echo(f"mountfs: {error}", err=True)
                 self._backoff.died()
@@ -216,9 +218,9 @@ class Mount:
         if record and record.running:
             with contextlib.suppress(NotMounted):
                 try:
-                    pending = live.drain(record, "stop", {}, deadline=self.config.drain_deadline)
+                    pending = live.drain(record, "stop", {"lazy": True}, deadline=self.config.drain_deadline)
                 except KeyboardInterrupt:
-                    pending = live.drain(record, "stop", {}, deadline=0)
+                    pending = live.drain(record, "stop", {"lazy": True}, deadline=0)
         if record is None or not live.wait_for_end(record, live.GRACE):
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)

@@ -13,11 +13,12 @@ from typing import Any
 import click
 
 from mountfs import mounts
-from mountfs.cli import launch, live, options, settings
+from mountfs.cli import live, options, settings
 from mountfs.cli.bucket import ask
 from mountfs.cli.supervise import MEMORY, STOP, Mount, Server, Signals, remembered
 from mountfs.config import MountConfig, MountOptions
 from mountfs.errors import Misused, MountError
+from mountfs.notify import notify
 from nodeserver.client import Client
 
 FIRST_BUCKET = "files"
@@ -49,13 +50,13 @@ def command(mountpoint: Path, data: Path | None, cache_size: int | None, mount_o
             click.echo(f"Your folder is {point}. The directories in it are buckets: put files into these,")
             click.echo(f"for example into {point}/{FIRST_BUCKET}. mkdir makes another bucket, with a lower-case name.")
             click.echo("Ctrl-C stops; your files stay.")
-            launch.notify("READY=1")
+            notify("READY=1")
             while not signals.stop:
                 pause = min(server.tend(), mount.tend())
                 if mount.unmounted:
                     break
                 signals.wait(pause)
-            launch.notify("STOPPING=1")
+            notify("STOPPING=1")
             mount.stop()
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pyfuse3
 
+from mountfs import mounts
+from mountfs.config import MountOptions
 from mountfs.errors import MountError
 from mountfs.fuse import polling
 from mountfs.fuse.adapter import Adapter
@@ -21,11 +23,12 @@ log = logging.getLogger(__name__)
 MAX_TASKS = 512
 """Requests answered at the same time; stalled ones must not starve the rest."""
 READ_AHEAD_KB = 4096
+FUSE_CONF = Path("/etc/fuse.conf")
 
 
 @contextmanager
-def mounted(fs: FileSystem, mountpoint: Path, source: str) -> Iterator[None]:
-    """The file system mounted at ``mountpoint``, until the block ends.
+def mounted(fs: FileSystem, mountpoint: Path, source: str) -> Iterator[str]:
+    """The file system mounted at ``mountpoint``, until the block ends; yields its device, ``major:minor``.
 
     Leaving by an exception leaves the mount point dead (ENOTCONN), never an empty directory.
     Raises MountError.
@@ -34,14 +37,17 @@ def mounted(fs: FileSystem, mountpoint: Path, source: str) -> Iterator[None]:
     try:
         pyfuse3.init(adapter, str(mountpoint), _mount_options(fs, source))
     except RuntimeError as error:
-        raise MountError(f"cannot mount on {mountpoint}: {_reason(error)}") from error
+        raise MountError(f"cannot mount on {mountpoint}: {_reason(error, fs.options)}") from error
     polling.install()
     kernel = Invalidation()
     fs.engine.context.kernel = kernel
+    mount = mounts.find(mountpoint)
+    device = mount.device if mount else ""
     unmount = False
     try:
-        yield
-        unmount = True
+        yield device
+        top = mounts.top(mountpoint)
+        unmount = top is not None and top.device == device  # and not another one that is there by now
     finally:
         kernel.close()
         pyfuse3.close(unmount=unmount)
@@ -61,12 +67,23 @@ def _mount_options(fs: FileSystem, source: str) -> set[str]:
     return options
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: RuntimeError, options: MountOptions) -> str:
     if not Path("/dev/fuse").exists():
         return "/dev/fuse is missing: load the kernel module fuse"
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "no permission to open /dev/fuse"
+    if os.geteuid() and options.allow_other and not _user_allow_other():
+        return f"allow_other is not for users here: root has to write the line user_allow_other into {FUSE_CONF}"
+    if os.geteuid() and "\nNoNewPrivs:\t1\n" in Path("/proc/self/status").read_text():
+        return "fusermount3 must gain privileges to mount, which is forbidden here (NoNewPrivileges= in a unit)"
     return f"{error} (see `mountfs doctor`)"
+
+
+def _user_allow_other() -> bool:
+    try:
+        return "user_allow_other" in map(str.strip, FUSE_CONF.read_text().splitlines())
+    except OSError:
+        return False
 
 
 async def serve() -> None:
@@ -79,9 +96,9 @@ def end() -> None:
     pyfuse3.terminate()
 
 
-def raise_read_ahead(device: tuple[int, int]) -> None:
+def raise_read_ahead(device: str) -> None:
     """Let the kernel read further ahead, where we may tell it to."""
-    path = Path(f"/sys/class/bdi/{device[0]}:{device[1]}/read_ahead_kb")
+    path = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
     try:
         path.write_text(str(READ_AHEAD_KB))
     except OSError as error:

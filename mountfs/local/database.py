@@ -30,8 +30,8 @@ WAL_LIMIT_PAGES = 16_000
 """Pages at which the FUSE thread itself waits for a checkpoint, so that the log begins anew."""
 
 SCHEMA = """
--- Facts about this state directory: client (16 bytes, our identity towards the server), server
--- (16 bytes, whose data this is), boot (the kernel's boot id when it was last opened).
+-- Facts about this state directory: server (16 bytes, whose data this is), boot (the kernel's boot id when
+-- it was last opened), place (machine and inode, to tell a copy by).
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
 
 -- Buckets seen. seq: the place in the bucket's log up to which this database knows every change. known: the newest

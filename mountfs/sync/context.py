@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import socket
 import time
 from collections import deque
@@ -27,6 +28,7 @@ from nodeserver.protocol.ids import new_id
 log = logging.getLogger(__name__)
 
 REMEMBERED_ERRORS = 50
+COPIED = "it goes on as a mount of its own; what it had to send has no effect where the original has sent it"
 
 
 class Kernel:
@@ -78,15 +80,23 @@ class Context:
         """Bytes by inode that files have grown by and the server does not count yet."""
         self.progress = trio.Event()
         """Replaced and set whenever content reached the nodes."""
-        client_id = db.get_meta("client")
-        if client_id is None:
-            client_id = new_id()
-            with db.transaction():
-                db.set_meta("client", client_id)
-        self.client_id = client_id
+        self.client_id = new_id()
+        """Who we are to the server. New at each start: what a copy of this state commits must not be taken for ours."""
         self.client_name = socket.gethostname()
         self._recover_times()
+        self._check_place()
         self._check_boot()
+
+    def _check_place(self) -> None:
+        """Tell of a state directory that is a copy of another: whose changes were pending in both, sends them twice."""
+        machine = Path("/etc/machine-id")
+        place = b"%s %d" % (machine.read_bytes().strip() if machine.exists() else b"", os.stat(self.db.state).st_ino)
+        known = self.db.get_meta("place")
+        if known != place:
+            with self.db.transaction():
+                self.db.set_meta("place", place)
+            if known is not None:
+                self.report(0, f"{self.db.state} is a copy, or was moved: {COPIED}")
 
     def _check_boot(self) -> None:
         """After the machine went down, not just the daemon: what was only in its memory may be gone.

@@ -268,13 +268,14 @@ class _Batch:
         base = op.base
         while base in self.instead:
             base = self.instead[base]
+        head = tree.version(inode.version) if inode.nlink and inode.version else None
+        if head is not None and (head.hash, head.size) == (op.hash, op.size):
+            # Whatever it was made from: two who wrote the same have no conflict, nor has one whose state was copied.
+            self.instead[op.version] = head.id
+            tree.change(inode).mtime_ns, inode.ctime_ns = op.mtime_ns, op.time_ns
+            return Result("same", version=head.id)
         if inode.nlink and base != inode.version:
             return self._write_copy(op, inode, base)
-        head = tree.version(base) if inode.nlink and base else None
-        if head is not None and (head.hash, head.size) == (op.hash, op.size):
-            self.instead[op.version] = base
-            tree.change(inode).mtime_ns, inode.ctime_ns = op.mtime_ns, op.time_ns
-            return Result("same", version=base)
         if self._exceeds(op.size, inode.charge):
             self.instead[op.version] = base
             return QUOTA

@@ -102,10 +102,10 @@ class Entry(msgspec.Struct, array_like=True):
 class Create(msgspec.Struct, tag="create", tag_field="op", omit_defaults=True):
     """A new file, directory, symlink or special file under a name that is free.
 
-    Taken name: created under a conflict name beside it. Parent gone: created in the nearest
-    ancestor that lives. A directory that meets a directory becomes that: ``conflict`` with its name and ``file``. What
-    names it later as a parent, or to move it, means that; changes of its attributes are dropped, and deletions. A regular
-    file continues the history of what was deleted under the name, or else under the same name in the directory ``was_in``.
+    Taken name: created under a conflict name beside it. Parent gone: created in the nearest ancestor that lives.
+    A directory that meets a directory becomes that: ``conflict`` with its name and ``file``. What names it later as a
+    parent, or to move it, means that; changes of its attributes are dropped, and deletions. A regular file continues
+    the history of what was deleted under the name, or else under the same name in the directory ``was_in``.
     """
 
     parent: FileId
@@ -206,7 +206,7 @@ class Commit(msgspec.Struct):
     """``POST /v1/buckets/{bucket}/commits``: operations applied in order, in one transaction."""
 
     client: bytes
-    """16 bytes: who writes; the same over restarts."""
+    """16 bytes: who writes; a mount takes a new one at each start."""
     batch: bytes
     """16 bytes: a repeat of the same batch gets the first answer and changes nothing."""
     ops: list[Op]

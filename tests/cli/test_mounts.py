@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -105,32 +103,6 @@ def test_a_process_is_told_from_a_zombie_and_from_none() -> None:
     assert mounts.process_start(child) is None
     os.waitpid(child, 0)
     assert mounts.process_start(child) is None
-
-
-def test_processes_that_use_a_directory_are_named(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in2").mkdir()
-    program = "import sys; file = open(sys.argv[1], 'w'); print('on', flush=True); sys.stdin.read()"
-
-    def start(file: Path, cwd: Path) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, file],
-            cwd=cwd,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert process.stdout
-        assert process.stdout.readline() == b"on\n"
-        return process
-
-    by_file = start(tmp_path / "in/file", Path("/"))
-    by_cwd = start(Path("/dev/null"), tmp_path / "in")
-    neither = start(tmp_path / "in2/file", tmp_path / "in2")
-    try:
-        assert {pid for pid, _ in mounts.users(tmp_path / "in")} == {by_file.pid, by_cwd.pid}
-    finally:
-        for process in by_file, by_cwd, neither:
-            process.communicate()
 
 
 def test_what_is_no_mount_is_alive_and_cannot_be_unmounted(tmp_path: Path) -> None:
