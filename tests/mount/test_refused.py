@@ -21,7 +21,8 @@ from tests.harness import Mount, Node, command, eventually
 from tests.mount.posix import fails_with, opened
 
 BUCKET = "refused"
-OPTIONS = {"settle": 0.1, "metadata-deadline": 2, "data-deadline": 5, "drain-deadline": 20}
+# Nothing is sent, and so made a commit, before somebody waits for it.
+OPTIONS = {"settle": 100, "metadata-deadline": 2, "data-deadline": 5, "drain-deadline": 20}
 
 
 class Setup:
@@ -174,7 +175,7 @@ def test_a_commit_that_an_earlier_daemon_sent_in_vain_is_taken_apart(setup: Setu
     (setup.path / "good").write_text("good")
     setup.proxy.set("stall", match=r"POST .*/commits$")
     before = setup.proxy.count("POST", r"/commits$")
-    command("mountfs", "sync", setup.path, "--deadline", "1")  # else it may wait for a while
+    command("mountfs", "sync", setup.path, "--deadline", "1")
     setup.proxy.wait_for("POST", r"/commits$", at_least=before + 1, timeout=60)
     number = os.stat(setup.path / "new").st_ino
     setup.mount.kill()
