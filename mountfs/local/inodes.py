@@ -113,11 +113,23 @@ class Inodes:
             return ROOT_INO
         return (self._aliases and self._aliases.get(file_id)) or ino_of(file_id)
 
-    def become(self, ino: int, file_id: bytes) -> None:
-        """A directory is the one that the server has under that id; inside the caller's transaction."""
+    def become(self, ino: int, file_id: bytes) -> int:
+        """A directory is the one that the server has under that id; inside the caller's transaction.
+
+        Returns the number that this has here already, to be dropped by :meth:`drop_double`; 0 when it is not known.
+        """
+        double = self.ino(file_id)
         self.update(ino, file_id=file_id, stale=1, complete=0)
+        self._execute("UPDATE inode SET parent = ? WHERE parent = ?", (ino, double))
         self._execute("INSERT OR REPLACE INTO alias VALUES (?, ?, ?)", (file_id, ino, ino_of(file_id)))
         self._aliases[file_id] = ino
+        self._known.clear()
+        return double if double != ino and self.get(double) is not None else 0
+
+    def drop_double(self, double: int) -> None:
+        """Forget a directory that has another number now; inside the caller's transaction."""
+        self._execute("DELETE FROM dentry WHERE parent = ?", (double,))
+        self.delete(double)
 
     def _load_aliases(self) -> None:
         self._aliases = dict(self._execute("SELECT file_id, ino FROM alias"))
@@ -127,6 +139,9 @@ class Inodes:
         if not self._execute("SELECT EXISTS (SELECT 1 FROM alias)").get:
             return
         with self._db.transaction():
+            # What is not sent of one that was known by its own number is not among the names of the other.
+            double = "SELECT ino FROM alias WHERE own IN (SELECT ino FROM inode)"
+            self._execute(f"UPDATE inode SET complete = 0 WHERE ino IN ({double})")  # noqa: S608
             for table, columns in _NUMBERS.items():
                 for column in columns:
                     own = f"SELECT own FROM alias WHERE alias.ino = {table}.{column}"  # noqa: S608

@@ -71,6 +71,8 @@ class Committer:
         """When the attempt began that the server refused last."""
         self._most = BATCH_ROWS
         """Rows for the next commit: halved when the server refuses one for good, to find the row it does not take."""
+        self._doubles: set[int] = set()
+        """Numbers of directories that have another one since they were met."""
         self._refused: dict[int, float] = {}
         """When to try a row again that the server refused, in trio time."""
         self._forgotten: trio.Event | None = None
@@ -415,6 +417,7 @@ class Committer:
                 context.journal.remove(rows)
                 context.buckets.heard(bucket, answer.seq, answer.time_ns)
                 context.buckets.save(bucket)
+                self._drop_doubles()
         except OSError:
             for row in batch.rows:
                 context.journal.take(row)
@@ -446,17 +449,31 @@ class Committer:
         context.refused[ino] = errno.EDQUOT
 
     def _became(self, op: wire.Op, result: wire.Result) -> bool:
-        """Whether a directory met one that the server has under its name: it is that one from now on.
-
-        Not when that is known here already, under a name it had before.
-        """
+        """Whether a directory met one that the server has under its name: it is that one from now on."""
         other, inodes = wire.became(op, result), self._context.inodes
-        if not other or not isinstance(op, wire.Create) or inodes.get(inodes.ino(other)) is not None:
+        if not other or not isinstance(op, wire.Create):
             return False
         if (inodes.ino(op.parent), op.name) != (inodes.ino(result.parent), result.name):
             return False
-        inodes.become(inodes.ino(op.file.id), other)
+        if double := inodes.become(inodes.ino(op.file.id), other):
+            self._doubles.add(double)
         return True
+
+    def _drop_doubles(self) -> None:
+        """Of directories that became others which were known here by another name: forget these once nothing is
+        pending of them, and until then ask for the names in them, some of which are sent under both numbers.
+
+        Inside the caller's transaction.
+        """
+        inodes, journal = self._context.inodes, self._context.journal
+        for double in list(self._doubles):
+            inode = inodes.get(double)
+            if inode is not None:
+                inodes.update(inodes.ino(inode.file_id), complete=0)
+                if double in journal.inos or any(parent == double for parent, _ in journal.names):
+                    continue
+                inodes.drop_double(double)
+            self._doubles.discard(double)
 
     def _resolve(self, op: wire.Op, result: wire.Result) -> None:
         """The server did something else than we did here: what is concerned has to be asked for."""

@@ -14,13 +14,15 @@ import pytest
 
 from mountfs.errors import Pending
 from nodeserver.metadata.checks import XATTR_MAX
+from nodeserver.protocol import wire
 from tests.conftest import MakeMount
 from tests.faultproxy import FaultProxy
 from tests.harness import Mount, Node, command, eventually
 from tests.mount.posix import fails_with, opened
 
 BUCKET = "refused"
-OPTIONS = {"settle": 0.1, "metadata-deadline": 2, "data-deadline": 5, "drain-deadline": 20}
+# Nothing is sent, and so made a commit, before somebody waits for it.
+OPTIONS = {"settle": 100, "metadata-deadline": 2, "data-deadline": 5, "drain-deadline": 20}
 
 
 class Setup:
@@ -167,3 +169,30 @@ def test_what_was_deleted_takes_its_refusal_along(setup: Setup) -> None:
     other = setup.elsewhere().path
     assert sorted(os.listdir(other)) == ["moved", "replaced"]
     assert (other / "replaced").read_text() == "made anew"
+
+
+def test_a_commit_that_an_earlier_daemon_sent_in_vain_is_taken_apart(setup: Setup) -> None:
+    """It is stored, and would be sent again and again."""
+    (setup.path / "new").write_text("content")
+    (setup.path / "good").write_text("good")
+    setup.proxy.set("stall", match=r"POST .*/commits$")
+    before = setup.proxy.count("POST", r"/commits$")
+    command("mountfs", "sync", setup.path, "--deadline", "1")
+    setup.proxy.wait_for("POST", r"/commits$", at_least=before + 1, timeout=60)
+    number = os.stat(setup.path / "new").st_ino
+    setup.mount.kill()
+    large = {b"user.large": bytes(XATTR_MAX + 1)}
+    with contextlib.closing(sqlite3.connect(setup.mount.state / "mount.db")) as database, database:
+        [[body]] = database.execute("SELECT body FROM batch").fetchall()
+        commit = wire.unpack(body, wire.Commit)
+        assert len(commit.ops) == 4
+        for op in commit.ops:
+            if isinstance(op, wire.Create) and op.name == b"new":
+                op.file.xattrs = large
+        database.execute("UPDATE batch SET body = ?", (wire.pack(commit),))
+        database.execute("UPDATE inode SET xattrs = ? WHERE ino = ?", (msgspec.msgpack.encode(large), number))
+    setup.proxy.set("pass")
+    setup.mount.start()
+    assert command("mountfs", "sync", setup.path).returncode == Pending.exit_code
+    assert setup.refused() == ["new"]
+    assert (setup.elsewhere().path / "good").read_text() == "good"

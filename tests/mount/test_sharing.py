@@ -154,6 +154,31 @@ def test_directories_that_meet_become_one(node: Node, make_mount: MakeMount) -> 
         eventually(lambda: not (two.path / "p/q/theirs").exists() and not (two.path / "p/q/r").exists(), SECONDS)
 
 
+def test_a_directory_becomes_one_that_had_another_name_before(node: Node, make_mount: MakeMount) -> None:
+    """Known by that name, and changed under it without a connection."""
+    node.create_bucket(BUCKET)
+    with FaultProxy(node.url) as proxy:
+        one, two = make_mount(node, BUCKET, url=proxy.url), make_mount(node, BUCKET)
+        (two.path / "before").mkdir()
+        (two.path / "before/theirs").write_text("theirs")
+        eventually(lambda: tree(one.path) == {"before", "before/theirs"}, SECONDS)
+        proxy.set("refuse")
+        (two.path / "before").rename(two.path / "p")
+        two.sync()
+        (one.path / "p").mkdir()
+        (one.path / "p/mine").write_text("mine")
+        (one.path / "before/late").write_text("late")
+        proxy.set("pass")
+        one.sync()
+        merged = {"p", "p/theirs", "p/mine", "p/late"}
+        for mount in two, one, make_mount(node, BUCKET):
+            eventually(lambda: tree(mount.path) == merged, SECONDS, f"{mount.path}: {tree(mount.path)}")  # noqa: B023
+        (one.path / "p/after").touch()
+        one.remount()
+        assert tree(one.path) == merged | {"p/after"}
+        assert (one.path / "p").stat().st_ino == (two.path / "p").stat().st_ino
+
+
 MERGED = {
     *("p", "p/mine", "p/theirs", "p/moved", "p/q", "p/q/mine", "p/q/theirs", "p/q/same", "p/q/same (conflict)"),
     *("p/q/by handle", "p/q/r", "p/q/r/by process"),
