@@ -254,6 +254,7 @@ class Daemon:
             "nodes": context.nodes.states(),
             "requests": context.client.requests + context.nodes.requests,
             "pending": {"operations": context.journal.count, "bytes": dirty, "files": self._fs.pending_names()},
+            "lost": list(filter(None, map(context.inodes.path, context.staging.lost()))),
             "cache": {"used": used, "cap": cap, "dirty": dirty},
             "errors": [
                 {
