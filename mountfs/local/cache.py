@@ -55,6 +55,11 @@ class Cache:
             self._save_stamps()
         return place
 
+    def peek(self, chunk: bytes) -> Range | None:
+        """As :meth:`locate`, for those who do not want its bytes."""
+        row = self._db.execute("SELECT slab, position, length FROM chunk WHERE id = ?", (chunk,)).fetchone()
+        return None if row is None else (row[0], row[1], row[2])
+
     def _matches(self, chunk: bytes, place: Range) -> bool:
         try:
             plaintext = self._slabs.read(*place)
@@ -79,7 +84,7 @@ class Cache:
 
     def drop(self, chunk: bytes) -> None:
         """Forget a cached chunk, because what lies there is not it. It is noted for ``mountfs doctor``."""
-        row = self._db.execute("SELECT slab, position, length FROM chunk WHERE id = ?", (chunk,)).fetchone()
+        row = self.peek(chunk)
         if row is not None:
             log.warning("chunk %s was damaged in the cache: dropped", chunk.hex())
             with self._db.nested():

@@ -419,6 +419,16 @@ class Staging:
         query = "SELECT slab, position, length FROM staged WHERE ino = ? AND slab > 0"
         return [(slab, position, length) for slab, position, length in self._db.execute(query, (ino,))]
 
+    def faults(self) -> Iterator[str]:
+        """What must never be, in words: see :mod:`mountfs.local.checking`."""
+        for content in self.contents.values():
+            if list(content.layers.overlay) != list(self._overlay(content.ino)):
+                yield f"inode {content.ino}: the extents in memory are not those of the database"
+            for snapshot in content.snapshots():
+                newest = max((extent.gen for extent in snapshot.layers.overlay), default=0)
+                if max(newest, snapshot.gen) >= content.gen:
+                    yield f"inode {content.ino}: generation {content.gen} is written, and in a snapshot"
+
     # What is gone
 
     def find_lost(self, content: Content) -> bool:

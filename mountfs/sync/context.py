@@ -14,6 +14,7 @@ import trio
 from mountfs.config import MountConfig
 from mountfs.local.buckets import Buckets
 from mountfs.local.cache import Cache
+from mountfs.local.checking import Checker
 from mountfs.local.database import Database
 from mountfs.local.inodes import Inodes
 from mountfs.local.journal import Journal, Op
@@ -75,6 +76,7 @@ class Context:
         """Bytes by inode that files have grown by and the server does not count yet."""
         self.progress = trio.Event()
         """Replaced and set whenever content reached the nodes."""
+        self.checker = Checker(db, self.slabs, self.cache, self.inodes, self.staging.faults)
         client_id = db.get_meta("client")
         if client_id is None:
             client_id = new_id()
