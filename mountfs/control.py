@@ -97,6 +97,8 @@ class Status(TypedDict):
     rewound: list[RewoundStatus]
     full: list[str]
     """What has no room now, for people."""
+    lost: list[str]
+    """Paths of files of which bytes are gone that the nodes never had."""
     errors: list[ErrorStatus]
 
 

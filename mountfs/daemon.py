@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import os
@@ -177,6 +178,7 @@ class Daemon:
             "sync": self._sync,
             "stop": self._stop,
             "compare": self._compare,
+            "check": self._check,
             **whereabouts.commands(self._fs),
             **refusals.commands(self._fs),
         }
@@ -226,6 +228,9 @@ class Daemon:
             raise MountError(f"a remount cannot change {', '.join(other)}: unmount it, and mount it again")
         return {}
 
+    async def _check(self, _params: control.Params) -> dict[str, Any]:
+        return dataclasses.asdict(await self._context.checker.check())
+
     async def _status(self, _params: control.Params) -> dict[str, Any]:
         context, config = self._context, self._config
         state = context.client.state
@@ -246,6 +251,7 @@ class Daemon:
             "requests": context.client.requests + context.nodes.requests,
             "pending": {"operations": context.journal.count, "bytes": dirty, "files": self._fs.pending_names()},
             "refused": refusals.listed(self._fs),
+            "lost": list(filter(None, map(context.inodes.path, context.staging.lost()))),
             "cache": {"used": used, "cap": cap, "dirty": dirty},
             "rewound": [
                 {"bucket": bucket, "time": it.time, "text": it.text(), "lost": it.lost}

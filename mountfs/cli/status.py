@@ -97,6 +97,10 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         *(("", name) for name in pending["files"][: live.SHOWN]),
         *([("", f"and {len(pending['files']) - live.SHOWN} more")] if len(pending["files"]) > live.SHOWN else []),
         *((("refused" if first else ""), line) for first, line in _refused(status.get("refused", []))),
+        *(
+            ("lost", f"{name}: bytes of it are gone, reading them fails; write it anew or delete it")
+            for name in status["lost"]
+        ),
         ("cache", f"{show_size(cache['used'])} of {show_size(cache['cap'])}, {show_size(cache['dirty'])} not yet sent"),
         *(("full", reason) for reason in status.get("full", [])),
         ("process", f"{status['pid']}, running since {_moment(status['started'])}"),

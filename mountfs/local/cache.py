@@ -7,10 +7,15 @@ the nodes have them.
 from __future__ import annotations
 
 import errno
+import logging
 import time
 
 from mountfs.local.database import Database
 from mountfs.local.slabs import Slabs
+from mountfs.local.space import Range, Space
+from nodeserver.content.codec import chunk_id
+
+log = logging.getLogger(__name__)
 
 DISK_CHECK_BYTES = 16 << 20
 """The disk's free space is asked for again after this many bytes."""
@@ -27,43 +32,69 @@ class Cache:
         """``cap`` in bytes."""
         self._db = db
         self._slabs = slabs
+        self.space = Space(db, slabs)
         self.cap = cap
         self._touched: set[bytes] = set()
-        self._loosened: set[int] = set()
-        """Slabs that lost something since the last sweep."""
         self._disk_left = 0
-        self.delete_unreferenced()
 
-    def delete_unreferenced(self) -> None:
-        """Slabs left by a daemon that died before anything referred to them."""
-        query = "SELECT slab FROM chunk UNION SELECT slab FROM staged"
-        for slab in self._slabs.ids() - {row[0] for row in self._db.execute(query)}:
-            self._slabs.delete(slab)
+    def locate(self, chunk: bytes, *, verify: bool = False) -> Range | None:
+        """(slab, position, length) of a cached chunk. One that nobody has looked at since the machine or
+        this program changed is compared with its id first; with ``verify`` any is."""
+        row = self._db.execute("SELECT slab, position, length, checked FROM chunk WHERE id = ?", (chunk,)).fetchone()
+        if row is None:
+            return None
+        place: Range = row[:3]
+        if verify or not row[3]:
+            if not self._matches(chunk, place):
+                self.drop(chunk)
+                return None
+            if not row[3]:
+                self._db.execute("UPDATE chunk SET checked = 1 WHERE id = ?", (chunk,))
+        self._touched.add(chunk)
+        if len(self._touched) >= TOUCHED:
+            self._save_stamps()
+        return place
 
-    def locate(self, chunk: bytes) -> tuple[int, int, int] | None:
-        """(slab, position, length) of a cached chunk."""
+    def peek(self, chunk: bytes) -> Range | None:
+        """As :meth:`locate`, for those who do not want its bytes."""
         row = self._db.execute("SELECT slab, position, length FROM chunk WHERE id = ?", (chunk,)).fetchone()
-        if row is not None:
-            self._touched.add(chunk)
-            if len(self._touched) >= TOUCHED:
-                self._save_stamps()
-        found: tuple[int, int, int] | None = row
-        return found
+        return None if row is None else (row[0], row[1], row[2])
+
+    def _matches(self, chunk: bytes, place: Range) -> bool:
+        try:
+            plaintext = self._slabs.read(*place)
+        except OSError as error:
+            log.warning("cached chunk %s: %s", chunk.hex(), error)
+            return False
+        return any(chunk_id(key, plaintext) == chunk for (key,) in self._db.execute("SELECT chunk_key FROM bucket"))
 
     def add(self, chunk: bytes, slab: int, position: int, length: int) -> bool:
-        """A range of a slab is a chunk's plaintext, whole. False when the chunk is cached already."""
+        """A range of a slab is a chunk's plaintext, whole. False when the chunk is cached already,
+        or some of the range as another: no two rows overlap."""
+        before = self._db.execute(
+            "SELECT position + length FROM chunk WHERE slab = ? AND position < ? ORDER BY position DESC LIMIT 1",
+            (slab, position + length),
+        ).fetchone()
+        if before is not None and before[0] > position:
+            return False
         self._db.execute(
-            "INSERT OR IGNORE INTO chunk VALUES (?, ?, ?, ?, ?)", (chunk, slab, position, length, time.time_ns())
+            "INSERT OR IGNORE INTO chunk VALUES (?, ?, ?, ?, ?, 1)", (chunk, slab, position, length, time.time_ns())
         )
         return self._db.connection.changes() > 0
 
     def drop(self, chunk: bytes) -> None:
-        """Forget a cached chunk, because what lies there is not it."""
-        row = self.locate(chunk)
+        """Forget a cached chunk, because what lies there is not it. It is noted for ``mountfs doctor``."""
+        row = self.peek(chunk)
         if row is not None:
+            log.warning("chunk %s was damaged in the cache: dropped", chunk.hex())
             with self._db.transaction():
                 self._db.execute("DELETE FROM chunk WHERE id = ?", (chunk,))
-            self.free([(row[0], row[1], row[2])])
+                self._db.execute("INSERT OR REPLACE INTO damaged VALUES (?, ?)", (chunk, time.time_ns()))
+            self.space.free([row])
+
+    def distrust(self) -> None:
+        """Compare every chunk with its id before it is used, inside the caller's transaction."""
+        self._db.execute("UPDATE chunk SET checked = 0")
 
     def has_room(self, size: int) -> bool:
         """Whether ``size`` more bytes may be stored now; evicts for them if need be."""
@@ -76,6 +107,8 @@ class Cache:
                 self._disk_left = min(self._slabs.disk()[0] - size, DISK_CHECK_BYTES)
                 if self._disk_left < 0:
                     return False
+        if self._slabs.used + size > self.cap:
+            self.space.collect()
         excess = self._slabs.used + size - self.cap
         return excess <= 0 or self._evict(max(excess, self.cap // 64)) >= excess
 
@@ -88,6 +121,7 @@ class Cache:
         """Give back about ``size`` bytes of cached chunks, oldest first; returns how many went."""
         self._save_stamps()
         before = self._slabs.used
+        self.space.collect()
         while before - self._slabs.used < size:
             rows = self._db.execute(
                 "SELECT id, slab, position, length FROM chunk ORDER BY stamp LIMIT ?", (EVICT_ROWS,)
@@ -103,8 +137,8 @@ class Cache:
                     break
             with self._db.transaction():
                 self._db.executemany("DELETE FROM chunk WHERE id = ?", [(row[0],) for row in taken])
-            self.free([(slab, position, length) for _, slab, position, length in taken])
-        self.sweep()
+            self.space.free([(slab, position, length) for _, slab, position, length in taken])
+            self.space.collect()
         return before - self._slabs.used
 
     def _save_stamps(self) -> None:
@@ -112,24 +146,6 @@ class Cache:
         with self._db.transaction():
             self._db.executemany("UPDATE chunk SET stamp = ? WHERE id = ?", [(now, key) for key in self._touched])
         self._touched.clear()
-
-    def free(self, ranges: list[tuple[int, int, int]]) -> None:
-        """Give (slab, position, length) ranges back that no row refers to any more. After the
-        transaction that removed the rows, never inside it."""
-        for slab, position, length in ranges:
-            self._slabs.punch(slab, position, length)
-            self._loosened.add(slab)
-
-    def sweep(self) -> None:
-        """Delete slabs that nothing refers to any more. Scans what is staged: once for many changes."""
-        growing = self._slabs.growing
-        loosened, self._loosened = self._loosened - growing, self._loosened & growing
-        if not loosened:
-            return
-        staged = {row[0] for row in self._db.execute("SELECT DISTINCT slab FROM staged")}
-        for slab in loosened - staged:
-            if not self._db.execute("SELECT EXISTS (SELECT 1 FROM chunk WHERE slab = ?)", (slab,)).get:
-                self._slabs.delete(slab)
 
     def size(self) -> tuple[int, int]:
         """(bytes used by slabs, cap)."""

@@ -8,6 +8,7 @@ back into the database, off the hot path.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -21,7 +22,7 @@ import apsw
 
 from mountfs.errors import MountError
 
-FORMAT = 3
+FORMAT = 4
 """Version of the schema below, kept in ``PRAGMA user_version``."""
 
 CHECKPOINT_PAGES = 4000
@@ -139,10 +140,18 @@ CREATE TABLE chunk (
     slab INTEGER NOT NULL,
     position INTEGER NOT NULL,
     length INTEGER NOT NULL,
-    stamp INTEGER NOT NULL
+    stamp INTEGER NOT NULL,
+    checked INTEGER NOT NULL DEFAULT 0  -- 0: compare the bytes with the id before they are used
+) WITHOUT ROWID;
+
+-- Chunks that were cached here and were not what their ids say.
+CREATE TABLE damaged (
+    id BLOB PRIMARY KEY,
+    time INTEGER NOT NULL           -- when it was seen, ns
 ) WITHOUT ROWID;
 CREATE INDEX chunk_stamp ON chunk (stamp);
-CREATE INDEX chunk_slab ON chunk (slab);
+CREATE INDEX chunk_place ON chunk (slab, position, length);
+CREATE INDEX staged_place ON staged (slab, position, length) WHERE slab > 0;
 """
 
 MIGRATIONS: dict[int, str] = {
@@ -157,6 +166,25 @@ UPDATE bucket SET known = seq;
         " last INTEGER NOT NULL);"
         "CREATE TABLE alias (file_id BLOB PRIMARY KEY, ino INTEGER NOT NULL, own INTEGER NOT NULL) WITHOUT ROWID"
     ),
+    # Cached chunks could be written over: none is believed, and of those that overlap none is kept.
+    3: """
+DROP INDEX chunk_slab;
+ALTER TABLE chunk ADD COLUMN checked INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE damaged (
+    id BLOB PRIMARY KEY,
+    time INTEGER NOT NULL           -- when it was seen, ns
+) WITHOUT ROWID;
+INSERT OR IGNORE INTO damaged SELECT id, unixepoch() * 1000000000 FROM (
+    SELECT id, position < max(position + length) OVER before OR position + length > min(position) OVER after AS overlaps
+    FROM (SELECT id, slab, position, length FROM chunk
+        UNION ALL SELECT NULL, slab, position, length FROM staged WHERE slab > 0)
+    WINDOW before AS (PARTITION BY slab ORDER BY position ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING),
+        after AS (PARTITION BY slab ORDER BY position ROWS BETWEEN 1 FOLLOWING AND 1 FOLLOWING)
+) WHERE overlaps AND id IS NOT NULL;
+DELETE FROM chunk WHERE id IN (SELECT id FROM damaged);
+CREATE INDEX chunk_place ON chunk (slab, position, length);
+CREATE INDEX staged_place ON staged (slab, position, length) WHERE slab > 0;
+""",
 }
 """SQL that takes a database from the version given to the next one."""
 
@@ -220,7 +248,9 @@ class Database:
         if pages < self._copied:
             self._copied = 0
         if pages > WAL_LIMIT_PAGES and self._checkpoints.idle:
-            self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+            # The transaction is through: what is raised here would make it look as if it was not.
+            with contextlib.suppress(apsw.BusyError):
+                self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
         elif pages > self._copied + CHECKPOINT_PAGES:
             self._copied = pages
             self._checkpoints.wake()

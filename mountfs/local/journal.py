@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+import msgspec
 import trio
 
 from mountfs.local.database import Database
@@ -73,6 +74,14 @@ class Row(NamedTuple):
         """Whether the row was written with the one before it: what RENAME_WHITEOUT leaves where a file was."""
         old = (Op.RENAME, before.parent, before.name, before.time)
         return self.op == Op.CREATE and (before.op, self.parent, self.name, self.time) == old
+
+
+class Sent(msgspec.Struct, array_like=True):
+    """Which journal rows a commit answers, kept beside it. Stored: only append fields."""
+
+    rows: list[int]
+    writes: list[tuple[int, int, int]]
+    """(operation, inode, generation) of each write in the commit."""
 
 
 BEFORE_ALL = -(1 << 63)

@@ -21,10 +21,11 @@ import trio
 
 from mountfs.local.buckets import BucketState
 from mountfs.local.inodes import UNKNOWN
-from mountfs.local.journal import Field, Op, Row
-from mountfs.sync.batches import Batch, Sent, build, cancelled
+from mountfs.local.journal import Field, Op, Row, Sent
+from mountfs.local.staging import Content, Snapshot
+from mountfs.sync.batches import Batch, build, cancelled
 from mountfs.sync.carry import Chunks, carry
-from mountfs.sync.context import Context
+from mountfs.sync.context import LOST, Context
 from mountfs.sync.errors import hopeless, unreadable
 from mountfs.sync.rewound import PutBack
 from mountfs.sync.uploads import Upload, Uploads
@@ -261,19 +262,33 @@ class Committer:
                 self._refused[row.id] = trio.current_time() + RETRY_MOST
                 rows.remove(row)
                 continue
+            if context.staging.has_lost(row.ino):
+                # Its row goes with this batch, without content.
+                context.staging.set_aside(content)
+                context.staging.release(content)
+                continue
             row_of[row.ino] = row.id
             work.append((content, context.staging.send(content)))
         try:
             carried = await carry(self._bucket, self._uploads.downloads, work)
             uploads, chunks = carried or (await self._uploads.send(self._bucket, work), [])
         except BaseException:
-            for content, snapshot in work:
-                context.staging.give_back(content, snapshot)
-                context.staging.release(content)
+            self._take_back(work)
             for row in rows:
                 context.journal.give_back(row)
             raise
         return {row_of[upload.content.ino]: upload for upload in uploads}, chunks
+
+    def _take_back(self, work: list[tuple[Content, Snapshot]]) -> None:
+        """Content was not sent. If that is because it is gone, it must not hold up others again."""
+        context = self._context
+        for content, snapshot in work:
+            context.staging.give_back(content, snapshot)
+            if context.staging.find_lost(content):
+                context.staging.set_aside(content)
+                if context.staging.has_lost(content.ino):
+                    context.report(content.ino, LOST)
+            context.staging.release(content)
 
     async def _commit_rows(self, rows: list[Row], uploads: dict[int, Upload], chunks: Chunks) -> None:
         context = self._context
@@ -374,7 +389,7 @@ class Committer:
             reason = str(error).replace("operation 0: ", "", 1)
             context.aside.add(row, reason)
             context.report(row.ino, f"the server refuses it, the rest goes on; see mountfs refused: {reason}")
-        else:
+        elif not context.staging.has_lost(row.ino):  # of which its row goes without content
             if context.refused.get(row.ino) != errno.EIO:
                 context.report(row.ino, f"what lies under its changes cannot be read: kept, and tried again: {error}")
             context.refused[row.ino] = errno.EIO
@@ -406,7 +421,8 @@ class Committer:
         merged: list[int] = []
         try:
             with context.db.transaction():
-                cached = [context.staging.committed(it.snapshot, it.slices, it.version) for it in taken]
+                for upload in taken:
+                    context.staging.committed(upload.snapshot, upload.slices, upload.version)
                 for op, result in zip(batch.ops, answer.results, strict=True):
                     if result.status in ("conflict", "dropped"):
                         if self._became(op, result):
@@ -424,15 +440,15 @@ class Committer:
             raise
         self._most = min(BATCH_ROWS, 2 * self._most)
         context.server_full = False
-        for upload, ranges in zip(taken, cached, strict=True):
-            context.staging.settle(upload.snapshot, upload.slices, upload.version, ranges)
+        for upload in taken:
+            context.staging.settle(upload.snapshot, upload.slices, upload.version)
             context.refused.pop(upload.content.ino, None)
             context.growth.pop(upload.content.ino, None)
         for upload in refused:
             self._refuse(batch, upload)
         for ino in merged:
             self._merged(ino, answer.seq)
-        context.cache.sweep()
+        context.cache.space.collect()
         context.made_progress()
         context.journal.announce()
 

@@ -16,6 +16,7 @@ from mountfs.config import MountConfig
 from mountfs.local.aside import Aside
 from mountfs.local.buckets import Buckets, BucketState
 from mountfs.local.cache import Cache
+from mountfs.local.checking import Checker
 from mountfs.local.database import Database
 from mountfs.local.inodes import Inodes
 from mountfs.local.journal import Journal, Op, Row
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 REMEMBERED_ERRORS = 50
 COPIED = "it goes on as a mount of its own; what it had to send has no effect where the original has sent it"
+LOST = "some of what was not on the nodes yet is gone from the state directory: reading it fails, it is not sent"
 
 
 class Kernel:
@@ -82,10 +84,13 @@ class Context:
         """Replaced and set whenever content reached the nodes."""
         self.client_id = new_id()
         """Who we are to the server. New at each start: what a copy of this state commits must not be taken for ours."""
+        self.checker = Checker(db, self.slabs, self.cache, self.inodes, self.staging.faults)
         self.client_name = socket.gethostname()
         self._recover_times()
         self._check_place()
         self._check_boot()
+        for ino in self.staging.lost():
+            self.report(ino, LOST)
 
     def _check_place(self) -> None:
         """Tell of a state directory that is a copy of another: whose changes were pending in both, sends them twice."""
@@ -101,7 +106,7 @@ class Context:
     def _check_boot(self) -> None:
         """After the machine went down, not just the daemon: what was only in its memory may be gone.
 
-        Cached chunks can be had again. What the nodes do not have yet can only be named.
+        Cached chunks can be compared with their ids. What the nodes do not have yet can only be named.
         """
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
         known = self.db.get_meta("boot")
@@ -110,10 +115,9 @@ class Context:
         with self.db.transaction():
             self.db.set_meta("boot", boot)
             if known is not None:
-                self.db.execute("DELETE FROM chunk")
+                self.cache.distrust()
         if known is not None:
-            self.cache.delete_unreferenced()
-            for (ino,) in self.db.execute("SELECT DISTINCT ino FROM staged WHERE slab"):
+            for (ino,) in self.db.execute("SELECT DISTINCT ino FROM staged WHERE slab > 0"):
                 self.report(ino, "was not on the nodes when the machine went down: look whether it is whole")
 
     def _recover_times(self) -> None:

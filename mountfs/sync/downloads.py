@@ -12,7 +12,8 @@ import trio
 from mountfs.local.buckets import BucketState
 from mountfs.local.extents import Extent
 from mountfs.local.layers import Layers
-from mountfs.local.slabs import Place, write_at
+from mountfs.local.slabs import write_at
+from mountfs.local.space import Place
 from mountfs.sync.context import Context
 from mountfs.sync.errors import deadline, os_error
 from nodeserver.client import ClientError, Refused
@@ -63,13 +64,16 @@ class Downloads:
         self._recent: OrderedDict[bytes, Plaintext] = OrderedDict()
         self._recent_bytes = 0
 
-    async def read(self, bucket: int, layers: Layers, start: int, end: int) -> bytes:
+    async def read(self, bucket: int, layers: Layers, start: int, end: int, *, verify: bool = False) -> bytes:
         """The bytes [start, end) of a file. Raises OSError.
+
+        With ``verify`` cached chunks are compared with their ids, for what is to be sent again: damage here
+        must not become damage there.
 
         What is here is read without an ``await`` after the plan: later it may lie elsewhere.
         """
         plan = layers.plan(start, end)
-        parts = [self._here(part) for part in plan]
+        parts = [self._here(part, verify=verify) for part in plan]
         if len(parts) == 1 and isinstance(parts[0], bytes):
             return parts[0]
         lacking = {index: self._ask(bucket, plan[index].chunk) for index, part in enumerate(parts) if part is None}
@@ -79,7 +83,7 @@ class Downloads:
                     parts[index] = _range(await coming.wait(), plan[index])
         return b"".join([part for part in parts if part is not None])
 
-    def _here(self, part: Extent) -> Plaintext | None:
+    def _here(self, part: Extent, *, verify: bool) -> Plaintext | None:
         """The bytes of a part, None when they have to be downloaded."""
         slabs = self._context.slabs
         if part.slab:
@@ -89,7 +93,7 @@ class Downloads:
         recent = self._recent.get(part.chunk)
         if recent is not None:
             return _range(recent, part)
-        where = self._context.cache.locate(part.chunk)
+        where = self._context.cache.locate(part.chunk, verify=verify)
         if where is None:
             return None
         slab, position, length = where
@@ -102,7 +106,7 @@ class Downloads:
         recent = self._recent.get(chunk)
         if recent is not None:
             return recent
-        where = self._context.cache.locate(chunk)
+        where = self._context.cache.locate(chunk, verify=True)
         if where is not None:
             return self._context.slabs.read(*where)
         return await self._ask(bucket.id, chunk).wait()
@@ -207,24 +211,21 @@ class Downloads:
         size = sum(len(plaintext) for _, plaintext in pieces)
         try:
             if size and self._context.cache.has_room(size):
-                await self._write(pieces, self._context.slabs.reserve(size))
+                await self._write(pieces, self._context.cache.space.reserve(size))
         except OSError as error:
             log.warning("%d bytes are not cached: %s", size, error)
 
     async def _write(self, pieces: list[tuple[bytes, Plaintext]], place: Place) -> None:
-        cache, kept = self._context.cache, False
+        cache = self._context.cache
         try:
             await trio.to_thread.run_sync(write_at, place.fd, place.position, [plaintext for _, plaintext in pieces])
-            position, twice = place.position, []
+            position = place.position
             with self._context.db.transaction():
                 for chunk, plaintext in pieces:
-                    if not cache.add(chunk, place.slab, position, len(plaintext)):
-                        twice.append((place.slab, position, len(plaintext)))
+                    cache.add(chunk, place.slab, position, len(plaintext))
                     position += len(plaintext)
-            kept = True
-            cache.free(twice)
         finally:
-            self._context.slabs.settle(place, kept=kept)
+            cache.space.settle(place)
 
 
 def _range(whole: Plaintext, part: Extent) -> memoryview:

@@ -84,7 +84,7 @@ async def _drop(fs: FileSystem, params: Params) -> Params:
     for ino in written:
         context.refused.pop(ino, None)
         context.growth.pop(ino, None)
-    context.cache.sweep()
+    context.cache.space.collect()
     context.journal.announce()
     return {"refused": found, "paths": paths}
 

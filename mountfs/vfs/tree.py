@@ -234,7 +234,7 @@ class Tree:
                 if inode is not None and not inode.nlink:
                     self._context.staging.forget(ino)
                     self.removals.pop(ino, None)
-        self._context.cache.sweep()
+        self._context.cache.space.collect()
 
     # Moving
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
+from mountfs import control
 from mountfs.config import MountConfig
 from tests.conftest import MakeMount
 from tests.harness import Mount, Node
@@ -88,6 +89,12 @@ class OnMount(OnPlain):
         self.steps.append(f"restart the server {sig.name}")
         self.folder.node.restart(sig)
 
+    def unsound(self) -> list[str]:
+        if not self.folder.mount:
+            return []
+        found = control.call(self.folder.mount.state / control.NAME, "check", timeout=60)
+        return [*found["faults"], *found["damaged"], *found["lost"]]
+
     def teardown(self) -> None:
         self.close_all()
         self.folder.sync()
@@ -117,6 +124,10 @@ class OnVfs(Model):
         self.close_all()
         self.steps.append(f"restart {drain=}")
         self.vfs.restart(drain=drain)
+
+    def unsound(self) -> list[str]:
+        found = self.vfs.check()
+        return [*found.faults, *found.damaged, *found.lost]
 
     def teardown(self) -> None:
         super().teardown()
