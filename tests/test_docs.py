@@ -22,8 +22,8 @@ from nodeserver.content import chunker, codec, manifest
 from nodeserver.http import codec as bodies
 from nodeserver.http import server
 from nodeserver.metadata import buckets, engines, migrations, tables
-from nodeserver.metadata.checks import XATTR_MAX
 from nodeserver.protocol import errors, wire
+from nodeserver.protocol.names import XATTR_MAX
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

@@ -19,6 +19,7 @@ from nodeserver.chunks.store import DiskStore
 from nodeserver.client import Client, connect
 from nodeserver.client.cluster import Cluster, ClusterMap, Node
 from nodeserver.client.peer import Peer
+from nodeserver.content.manifest import MAX_SIZE
 from nodeserver.datadir import DataDir, Joined
 from nodeserver.http.services import NodeServices, Services
 from nodeserver.metadata import buckets, members, repairs
@@ -201,4 +202,5 @@ def _space(nodes: Sequence[Member], cluster: ClusterMap) -> Space:
     sharing = {node.id for node in cluster.sharing}
     copies = max(1, min(AUTOMATIC_COPIES, len(sharing)))
     there = [node for node in nodes if node.id in sharing]
-    return Space(sum(one.capacity_bytes for one in there) // copies, sum(one.free_bytes for one in there) // copies)
+    capacity = sum(min(one.capacity_bytes, MAX_SIZE) for one in there) // copies
+    return Space(min(capacity, MAX_SIZE), min(sum(one.free_bytes for one in there) // copies, capacity, MAX_SIZE))

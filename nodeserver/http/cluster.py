@@ -12,6 +12,7 @@ from nodeserver.http.codec import MAX_SEQ, answer, hex_id, integer_parameter, re
 from nodeserver.http.problems import Refused
 from nodeserver.http.services import identity, node_services, services
 from nodeserver.metadata import members, repairs
+from nodeserver.metadata.checks import check_damaged, check_member
 from nodeserver.placement.map import NODE_ID, ClusterMap, State
 from nodeserver.protocol.cluster import METADATA, Beat, ClusterAnswer, Join, Joined, NodeChange, Nodes
 from nodeserver.protocol.errors import Code
@@ -29,7 +30,8 @@ async def cluster(request: Request) -> Response:
 async def join(request: Request) -> Response:
     identity(request, "join")
     here, member = services(request), (await read(request, Join)).member
-    if len(member.id) != NODE_ID or METADATA in member.roles:
+    check_member(member)
+    if METADATA in member.roles:
         raise Refused(Code.MALFORMED, "a server with metadata joins by the database, not by a token")
     found = await here.metadata.write_across(members.heard, member, time.time_ns())
     here.membership.follow(found)
@@ -41,6 +43,8 @@ async def join(request: Request) -> Response:
 async def beat(request: Request) -> Response:
     identity(request, "admin")
     here, said = services(request), await read(request, Beat)
+    check_member(said.member)
+    check_damaged(said.damaged)
     found = await here.metadata.write_across(members.heard, said.member, time.time_ns())
     here.membership.follow(found)
     if said.damaged:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import stat
+import time
 from collections.abc import Callable, Iterable
 
 import msgspec
 
+from nodeserver.metadata.checks import Invalid, TooLarge
 from nodeserver.metadata.conflicts import free_place, printable
 from nodeserver.metadata.tree import Inode, Place, Tree, Version
 from nodeserver.protocol.ids import new_id
@@ -36,12 +38,19 @@ MOST_BYTES = (1 << 63) - 1
 
 QUOTA = Result("quota")
 
+SECONDS = 30.0
+"""That the operations of a commit may take: nobody else writes to the bucket meanwhile."""
+
 RECOVERED = b"recovered"
 """The name that content gets whose file never had one."""
 
 
 def apply(tree: Tree, commit: Commit, *, time_ns: int, quota: int | None = None) -> list[Result]:
-    """Apply the operations of a commit in order. ``time_ns`` is the server's, ``quota`` in bytes."""
+    """Apply the operations of a commit in order. ``time_ns`` is the server's, ``quota`` in bytes.
+
+    Raises ``Invalid`` for versions made from each other, and ``TooLarge`` after ``SECONDS``, or when the bucket would
+    have more bytes than can be counted.
+    """
     ids: list[FileId] = []
     places: list[Place] = []
     versions: list[VersionId] = []
@@ -93,7 +102,8 @@ class _Batch:
         self.time_ns = time_ns
         self.quota = quota if quota is not None else MOST_BYTES
         self.instead: dict[VersionId, VersionId] = {}
-        """Versions of this batch that were not made, and what takes their place as a base."""
+        """Versions of this batch that were not made, and what takes their place as a base. Never a cycle: what takes
+        the place of another was not replaced itself, and is another."""
 
     def run(self, ops: Iterable[Op]) -> list[Result]:
         handlers: dict[type[Op], Callable[..., Result]] = {
@@ -105,7 +115,15 @@ class _Batch:
             SetAttr: self.setattr,
             Write: self.write,
         }
-        return [handlers[type(op)](op) for op in ops]
+        until = time.monotonic() + SECONDS
+        results = []
+        for op in ops:
+            if time.monotonic() > until:
+                raise TooLarge(f"the operations of the commit take more than {SECONDS:g} s: send fewer at once")
+            results.append(handlers[type(op)](op))
+        if self.tree.used_bytes > MOST_BYTES:
+            raise TooLarge("the bucket would have more bytes than can be counted")
+        return results
 
     def create(self, op: Create) -> Result:
         tree, new = self.tree, op.file
@@ -221,9 +239,9 @@ class _Batch:
             return DROPPED
         if (known := tree.version(op.version)) is not None:
             return self._repeated(known, op)
-        base = op.base
-        while base in self.instead:
-            base = self.instead[base]
+        base = self._present(op.base)
+        if base == op.version:
+            raise Invalid("a version cannot be made from itself")
         if inode.nlink and base != inode.version:
             return self._write_copy(op, inode, base)
         head = tree.version(base) if inode.nlink and base else None
@@ -237,6 +255,15 @@ class _Batch:
         result = OK if inode.nlink else self._revive(inode, op.time_ns)
         self._put(op, inode, base)
         return result
+
+    def _present(self, base: VersionId) -> VersionId:
+        """What a version was made from, or what takes the place of that."""
+        end = base
+        while end in self.instead:
+            end = self.instead[end]
+        while base != end:  # so that a long chain is gone through once
+            self.instead[base], base = end, self.instead[base]
+        return end
 
     def _write_copy(self, op: Write, inode: Inode, base: VersionId) -> Result:
         """Content made from something else than the head: beside the file, in the copy its base is in if there is."""

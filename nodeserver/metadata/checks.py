@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from nodeserver.content.manifest import MAX_INLINE, MAX_SIZE, BadManifest, check_slices
 from nodeserver.placement.scheme import BadScheme, parse_scheme
-from nodeserver.protocol.names import NAME_MAX, valid_name
+from nodeserver.protocol.cluster import CHUNKS, METADATA, Member
+from nodeserver.protocol.names import (
+    NAME_MAX,
+    XATTR_LIST_MAX,
+    XATTR_MAX,
+    XATTR_VALUE_MAX,
+    valid_name,
+    xattrs_size,
+)
 from nodeserver.protocol.wire import (
     MAX_COMMIT_CHUNKS,
     MAX_COMMIT_OPS,
@@ -33,8 +43,9 @@ HASH = 32
 PATH_MAX = 4096
 RULES_MAX = 1000
 NOTE_MAX = 4096
-XATTR_MAX = 64 * 1024
-"""Bytes in the values of a file's extended attributes together."""
+WEIGHT_MAX = 1e6
+TEXT_MAX = 255
+"""Characters in what a node says of itself."""
 KINDS = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK}
 
 _U32 = (0, (1 << 32) - 1)
@@ -90,6 +101,47 @@ def check_policy(policy: Policy, *, root: bool) -> None:
         raise TooLarge(f"a policy has at most {RULES_MAX} rules of a kind")
     if any(not 0 < len(os.fsencode(glob)) <= NAME_MAX for glob in policy.exclude):
         raise Invalid(f"a glob has 1 to {NAME_MAX} bytes")
+
+
+def check_member(member: Member) -> None:
+    """Check what a node says of itself. Raises ``Invalid``."""
+    _ids(id=member.id)
+    check_member_url(member.url)
+    for text in (member.url, member.version, member.zone, member.region):
+        if len(text) > TEXT_MAX or not text.isprintable():
+            raise Invalid(f"{text[:80]!r} is not up to {TEXT_MAX} printable characters")
+    if not 0 < member.weight <= WEIGHT_MAX:
+        raise Invalid(f"a weight of {member.weight:g}, not above 0 and up to {WEIGHT_MAX:g}")
+    if not member.roles or not {CHUNKS, METADATA}.issuperset(member.roles) or len(member.roles) > 2:
+        raise Invalid("a node has the roles metadata, chunks, or both")
+    _within(
+        (0, MAX_SIZE),
+        capacity_bytes=member.capacity_bytes,
+        free_bytes=member.free_bytes,
+        used_bytes=member.used_bytes,
+        pieces=member.pieces,
+    )
+
+
+def check_member_url(url: str) -> None:
+    """Check where a node wants to be reached: requests with tokens go there. Raises ``Invalid``."""
+    wrong = Invalid(f"{url[:80]!r} cannot be the address of a node: http(s)://HOST[:PORT] is")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not url.isascii():
+        raise wrong
+    if any(mark in url for mark in "@?#\\ ") or not url.isprintable():
+        raise wrong
+
+
+def check_damaged(damaged: Sequence[tuple[bytes, ChunkId]]) -> None:
+    """Check which chunks a node says are damaged. Raises ``Invalid``."""
+    for bucket, chunk in damaged:
+        if (len(bucket), len(chunk)) != (ID, HASH):
+            raise Invalid(f"a bucket's id has {ID} bytes, that of a chunk {HASH}")
 
 
 def check_note(note: str) -> None:
@@ -154,6 +206,8 @@ def check_op(op: Op) -> None:
         case Write():
             _ids(file=op.file, version=op.version)
             _optional_ids(base=op.base, session=op.session)
+            if op.base == op.version:
+                raise Invalid("a version cannot be made from itself")
             _within(_I64, mtime_ns=op.mtime_ns)
             if len(op.hash) != HASH:
                 raise Invalid(f"the hash has {len(op.hash)} bytes, not {HASH}")
@@ -177,7 +231,8 @@ def check_manifest(manifest: Manifest, size: int) -> None:
 def _check_new_file(op: Create) -> None:
     new = op.file
     _within(_U32, mode=new.mode, uid=new.uid, gid=new.gid)
-    _within(_I64, rdev=new.rdev, atime_ns=new.atime_ns, mtime_ns=new.mtime_ns)
+    _within(_U32, rdev=new.rdev)  # as the kernel passes it on
+    _within(_I64, atime_ns=new.atime_ns, mtime_ns=new.mtime_ns)
     kind = stat.S_IFMT(new.mode)
     if kind not in KINDS or new.mode != kind | stat.S_IMODE(new.mode):
         raise Invalid(f"mode {new.mode:#o} is of no kind of file")
@@ -192,7 +247,11 @@ def _check_xattrs(xattrs: dict[bytes, bytes] | None) -> None:
     for name in xattrs:
         if not 0 < len(name) <= NAME_MAX or b"\0" in name:
             raise InvalidName(f"{name!r} cannot be an extended attribute")
-    if sum(map(len, xattrs.values())) > XATTR_MAX:
+    if any(len(value) > XATTR_VALUE_MAX for value in xattrs.values()):
+        raise TooLarge(f"an extended attribute of more than {XATTR_VALUE_MAX} bytes")
+    if sum(len(name) + 1 for name in xattrs) > XATTR_LIST_MAX:
+        raise TooLarge(f"names of extended attributes of more than {XATTR_LIST_MAX} bytes")
+    if xattrs_size(xattrs) > XATTR_MAX:
         raise TooLarge(f"extended attributes of more than {XATTR_MAX} bytes")
 
 
