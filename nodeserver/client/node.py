@@ -19,15 +19,22 @@ from nodeserver.protocol.wire import MSGPACK
 STORED = "application/octet-stream"
 """The content type of a chunk in its stored form."""
 
+Token = Callable[[], Awaitable[str]]
+"""What gives the token for a request: it may be another from time to time. Raises ClientError."""
 T = TypeVar("T")
 
 
-class Node:
-    """The server at ``url``. Raises InvalidUrl, and ValueError for a token that cannot be sent."""
+def checked(token: str) -> str:
+    """A token that can be sent. Raises ValueError for any other."""
+    if not token or not token.isascii() or not token.isprintable() or token != token.strip():
+        raise ValueError("the token has characters that no token has")
+    return token
 
-    def __init__(self, url: str, token: str, transport: httpx.AsyncBaseTransport) -> None:
-        if not token or not token.isascii() or not token.isprintable() or token != token.strip():
-            raise ValueError("the token has characters that no token has")
+
+class Node:
+    """The server at ``url``. Raises InvalidUrl."""
+
+    def __init__(self, url: str, token: Token, transport: httpx.AsyncBaseTransport) -> None:
         self.breaker = Breaker()
         self.requests = 0
         """How many were sent."""
@@ -37,8 +44,8 @@ class Node:
         self._headers = [
             (b"Host", self.url.netloc),
             (b"User-Agent", f"mountfs/{__version__}".encode()),
-            (b"Authorization", f"Bearer {token}".encode()),
         ]
+        self._token = token
 
     async def call(
         self,
@@ -94,9 +101,12 @@ class Node:
             headers += [(b"Content-Type", kind.encode()), (b"Content-Length", b"%d" % len(body))]
 
         async def once() -> T:
+            proof = (b"Authorization", f"Bearer {await self._token()}".encode())
             self.requests += 1
             with mapped():
-                message = httpx.Request(method, self.url, headers=headers, stream=Body(body or b""), extensions=target)
+                message = httpx.Request(
+                    method, self.url, headers=[*headers, proof], stream=Body(body or b""), extensions=target
+                )
                 return decode(await self._answer(message, accept))
 
         return once

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 from nodeserver import __version__
-from nodeserver.access.tokens import Keys
+from nodeserver.access.tokens import Keys, node_subject
 from nodeserver.chunks import ChunkStore
 from nodeserver.chunks.distributed import DistributedStore
 from nodeserver.chunks.engine import Space
@@ -18,6 +18,7 @@ from nodeserver.chunks.s3.store import S3Store
 from nodeserver.chunks.store import DiskStore
 from nodeserver.client import Client, connect
 from nodeserver.client.cluster import Cluster, ClusterMap, Node
+from nodeserver.client.node import Token
 from nodeserver.client.peer import Peer
 from nodeserver.content.manifest import MAX_SIZE
 from nodeserver.datadir import DataDir, Joined
@@ -37,6 +38,8 @@ from nodeserver.workers.scrub import Scrub, StoreScrub
 SCRUB = "scrub.json"
 LATER = 5.0
 """Seconds after a change of the map until pieces are moved: what is missing is made first."""
+PEER_TOKEN = 3600.0
+"""Seconds that a token for another node is valid."""
 TOTALS = 30.0
 """Seconds for which the number of pieces is believed."""
 
@@ -102,7 +105,7 @@ async def with_metadata(
         damaged=disk.take_met if disk else list,
     )
     membership.follow(await metadata.write_across(members.heard, await membership.say(), time.time_ns()))
-    async with connect(standing.url, keys.mint(f"node {node.hex()}", "admin")) as client:
+    async with connect(standing.url, _own_token(keys, node)) as client:
         if disk is None:
             assert isinstance(chunks, S3Store)
             scrub = StoreScrub(metadata, chunks, directory.path / SCRUB, times.scrub_period)
@@ -117,7 +120,7 @@ async def with_metadata(
             healer.met(bucket, ids)
             care.workers["repair"].wake()
 
-        cluster = Cluster(_peers(client, node, disk), membership.map, repair=met)
+        cluster = Cluster(_peers(client, keys, node, disk), membership.map, repair=met)
         membership.on_change(cluster.follow)
         store = DistributedStore(node, disk, cluster, functools.partial(_setting, metadata))
         store.space = lambda: _space(membership.nodes, cluster.map)
@@ -169,12 +172,17 @@ async def for_chunks(
     scrub = _scrub(disk, directory, times)
 
     def keep(found: ClusterMap) -> None:
-        directory.join(Joined(joined.audience, joined.public_key, joined.token, found.pack()))
+        joined.map = found.pack()
+        directory.join(joined)
+
+    def renewed(token: str) -> None:
+        joined.token = token
+        directory.join(joined)
 
     servers = [node.url for node in known.serving(METADATA)] or [standing.url]
     async with connect(servers[0], joined.token) as client:
         membership = ChunkMember(
-            _Say(directory.node, standing, disk), client, known, keep, beat=times.beat, damaged=disk.take_met
+            _Say(directory.node, standing, disk), client, known, keep, renewed, beat=times.beat, damaged=disk.take_met
         )
         workers = Workers([scrubbing(scrub), compacting(disk, times)])
         yield NodeServices(
@@ -188,9 +196,31 @@ def _scrub(disk: DiskStore, directory: DataDir, times: Times) -> Scrub:
     return scrub
 
 
-def _peers(client: Client, own: NodeId, disk: DiskStore) -> Callable[[Node], Peer]:
+def _peers(client: Client, keys: Keys, own: NodeId, disk: DiskStore) -> Callable[[Node], Peer]:
+    """The ways to nodes. One that keeps chunks alone gets a token that is good there and nowhere else."""
     local = LocalPeer(disk)
-    return lambda node: local if node.id == own else client.peer(node.url)
+
+    def token(node: Node) -> Token:
+        minted, until = "", 0.0
+
+        async def current() -> str:
+            nonlocal minted, until
+            if time.monotonic() >= until:
+                until = time.monotonic() + PEER_TOKEN / 2
+                if METADATA in node.roles:
+                    minted = _own_token(keys, own)
+                else:
+                    minted = keys.mint(node_subject(own), "keep", PEER_TOKEN, only=node.id)
+            return minted
+
+        return current
+
+    return lambda node: local if node.id == own else client.peer(node.url, token(node))
+
+
+def _own_token(keys: Keys, own: NodeId) -> str:
+    """For servers with metadata: those of an earlier release take it for one that may do everything."""
+    return keys.mint(node_subject(own), "admin", PEER_TOKEN)
 
 
 async def _setting(metadata: Metadata, bucket: bytes) -> str:
