@@ -7,7 +7,7 @@ import stat
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from nodeserver.content.manifest import MAX_INLINE, MAX_SIZE, BadManifest, check_slices
+from nodeserver.content.manifest import MAX_INLINE, MAX_PACKED, MAX_SIZE, BadManifest, check_indirect, check_slices
 from nodeserver.placement.scheme import BadScheme, parse_scheme
 from nodeserver.protocol.cluster import CHUNKS, METADATA, Member
 from nodeserver.protocol.names import (
@@ -43,6 +43,8 @@ HASH = 32
 PATH_MAX = 4096
 RULES_MAX = 1000
 NOTE_MAX = 4096
+LISTS_MAX = 4 * MAX_PACKED
+"""Bytes of lists of slices in chunks that a commit may name: they are all gone through before it is applied."""
 WEIGHT_MAX = 1e6
 TEXT_MAX = 255
 """Characters in what a node says of itself."""
@@ -170,6 +172,7 @@ def check_commit(commit: Commit) -> set[ChunkId]:
     if sum(len(stored) for _, stored in commit.chunks) > MAX_COMMIT_CHUNKS:
         raise TooLarge(f"a commit carries at most {MAX_COMMIT_CHUNKS} bytes of chunks; store more of them before")
     chunks: set[ChunkId] = set()
+    lists = 0
     for number, op in enumerate(commit.ops):
         try:
             check_op(op)
@@ -177,6 +180,9 @@ def check_commit(commit: Commit) -> set[ChunkId]:
             raise type(error)(f"operation {number}: {error}") from error
         if isinstance(op, Write):
             chunks.update(piece.chunk for piece in op.manifest.slices if piece.chunk)
+            lists += sum(piece.length for piece in op.manifest.slices) if op.manifest.indirect else 0
+    if lists > LISTS_MAX:
+        raise TooLarge(f"lists of slices of {lists} bytes are more than {LISTS_MAX}")
     return chunks.difference(chunk for chunk, _ in commit.chunks)
 
 
@@ -224,7 +230,12 @@ def check_manifest(manifest: Manifest, size: int) -> None:
         length = check_slices(manifest.slices)
     except BadManifest as error:
         raise Invalid(str(error)) from error
-    if not manifest.indirect and length != size:
+    if manifest.indirect:
+        try:
+            check_indirect(manifest.slices)
+        except BadManifest as error:
+            raise TooLarge(str(error)) from error
+    elif length != size:
         raise Invalid(f"slices of {length} bytes for a size of {size}")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import stat
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nodeserver.content.manifest import content_hash
+from nodeserver.content.codec import MAX_CHUNK
+from nodeserver.content.manifest import content_hash, pack_slices
 from nodeserver.metadata import apply as applying
 from nodeserver.metadata.apply import apply
 from nodeserver.metadata.checks import Invalid, TooLarge, check_commit
@@ -17,6 +19,7 @@ from nodeserver.metadata.tree import Inode, Tree
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.ids import new_id
 from nodeserver.protocol.wire import BucketSettings, Commit, Create, File, Manifest, Op, SetAttr, Slice, Write, pack
+from tests.harness import Node
 from tests.nodeserver.api import DIRECTORY, REGULAR, Api, problem
 
 HOLE = [Slice(b"", 0, 1000)]
@@ -110,6 +113,48 @@ def test_extended_attributes_beyond_what_linux_takes_are_refused(
     most = {b"user.a": bytes(40_000), b"user.b": bytes(65_536)}
     assert api.commit(SetAttr(file, 0, xattrs=most))[0].status == "ok"
     assert api.file(file).xattrs == most
+
+
+def _indirect(api: Api, file: bytes, outer: list[Slice], size: int) -> Write:
+    return Write(file, new_id(), size, bytes(32), Manifest(outer, indirect=True), 0, 0)
+
+
+def test_lists_of_slices_that_swell_are_refused_in_little_memory(api: Api) -> None:
+    """They compress a thousand times, and a commit may name the same part of one again and again."""
+    file = api.new_file(b"f")
+    part = b"\x93\xc4\x00\x00\x01" * (MAX_CHUNK // 5)
+    head = api.put_chunk(b"\xdd" + (1 << 31).to_bytes(4, "big") + part[:-5])
+    body = api.put_chunk(part)
+    before = peak(api.node)
+    for repeats in (1, 11):
+        outer = [Slice(head, 0, len(part)), *[Slice(body, 0, len(part))] * repeats]
+        write = _indirect(api, file, outer, (len(part) // 5) * (repeats + 1) - 1)
+        problem(api.request("POST", "/commits", api.batch(write)), Code.MALFORMED)
+    outer = [Slice(head, 0, len(part)), *[Slice(body, 0, len(part))] * 999]
+    problem(api.request("POST", "/commits", api.batch(_indirect(api, file, outer, 1))), Code.TOO_LARGE)
+    several = [_indirect(api, file, [Slice(body, 0, len(part))] * 12, 1) for _ in range(5)]
+    problem(api.request("POST", "/commits", api.batch(*several)), Code.TOO_LARGE)
+    problem(api.request("POST", "/commits", api.batch(_indirect(api, file, [Slice(b"", 0, 99)], 1))), Code.TOO_LARGE)
+    assert peak(api.node) - before < 200, "MiB"
+
+
+def test_a_list_of_slices_makes_up_the_size_that_is_said(api: Api) -> None:
+    file = api.new_file(b"f")
+    chunk = api.put_chunk(b"content")
+    packed = pack_slices([Slice(chunk, 0, 7)] * 2000)
+    outer = [Slice(api.put_chunk(packed), 0, len(packed))]
+    problem(api.request("POST", "/commits", api.batch(_indirect(api, file, outer, 13_999))), Code.MALFORMED)
+    problem(
+        api.request("POST", "/commits", api.batch(_indirect(api, file, [Slice(outer[0].chunk, 0, 8)], 14_000))),
+        Code.MALFORMED,
+    )
+    assert api.commit(_indirect(api, file, outer, 14_000))[0].status == "ok"
+
+
+def peak(node: Node) -> int:
+    """The most memory that a server took until now, in MiB."""
+    status = Path(f"/proc/{node.pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) >> 10
 
 
 class _Nothing:
