@@ -20,6 +20,7 @@ from mountfs.cli.progress import waiting
 from mountfs.cli.settings import TOKEN
 from mountfs.config import MountConfig
 from mountfs.errors import Busy, MountError, NotMounted
+from mountfs.local.private import make_private
 
 LOG = "mountfs.log"
 """The log in the state directory of a mount that runs in the background."""
@@ -51,7 +52,7 @@ def prepare(config: MountConfig) -> None:
     """Make the state directory and a free mount point. Detaches what a dead daemon left. Raises ``MountError``."""
     point = config.mountpoint
     try:
-        config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(config.state, {LOG, TOKEN, "mount.db", "lock"})
     except OSError as error:
         raise MountError(f"state directory {config.state}: {error.strerror}") from None
     if not os.access(config.state, os.R_OK | os.W_OK | os.X_OK):
