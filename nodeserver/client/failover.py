@@ -25,6 +25,19 @@ TRY = 4.0
 T = TypeVar("T")
 
 
+class _Own:
+    """The token of the servers, for each request."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+
+    async def __call__(self) -> str:
+        return self._servers.token
+
+    def refused(self) -> None:
+        """There is no other."""
+
+
 class Servers:
     """As one :class:`~nodeserver.client.node.Node`. All its calls can be repeated without harm, at any server.
 
@@ -54,10 +67,7 @@ class Servers:
 
     def beside(self, url: str, token: Token | None = None) -> Node:
         """Another node, with a token of its own or the same, by itself. Raises as ``Node``."""
-        return Node(url, token or self._own, self._transport)
-
-    async def _own(self) -> str:
-        return self.token
+        return Node(url, token or _Own(self), self._transport)
 
     def follow(self, urls: Sequence[str]) -> None:
         """Ask these servers too, and no others but the first."""

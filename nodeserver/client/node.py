@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import httpx
 import msgspec
@@ -11,17 +11,26 @@ import msgspec
 from nodeserver import __version__
 from nodeserver.client.breaker import Breaker
 from nodeserver.client.connection import Buffer
-from nodeserver.client.errors import BadAnswer, InvalidUrl, mapped, refusal
+from nodeserver.client.errors import BadAnswer, InvalidUrl, Refused, mapped, refusal
 from nodeserver.client.retry import retried
 from nodeserver.client.transport import Body
+from nodeserver.protocol.errors import Code
 from nodeserver.protocol.wire import MSGPACK
 
 STORED = "application/octet-stream"
 """The content type of a chunk in its stored form."""
 
-Token = Callable[[], Awaitable[str]]
-"""What gives the token for a request: it may be another from time to time. Raises ClientError."""
 T = TypeVar("T")
+
+
+class Token(Protocol):
+    """What gives the token for a request: it may be another from time to time."""
+
+    async def __call__(self) -> str:
+        """The token now. Raises ClientError."""
+
+    def refused(self) -> None:
+        """The server did not take it."""
 
 
 def checked(token: str) -> str:
@@ -107,7 +116,12 @@ class Node:
                 message = httpx.Request(
                     method, self.url, headers=[*headers, proof], stream=Body(body or b""), extensions=target
                 )
-                return decode(await self._answer(message, accept))
+                try:
+                    return decode(await self._answer(message, accept))
+                except Refused as refusal:
+                    if refusal.code is Code.UNAUTHORIZED:
+                        self._token.refused()
+                    raise
 
         return once
 

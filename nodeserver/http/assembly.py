@@ -18,7 +18,6 @@ from nodeserver.chunks.s3.store import S3Store
 from nodeserver.chunks.store import DiskStore
 from nodeserver.client import Client, connect
 from nodeserver.client.cluster import Cluster, ClusterMap, Node
-from nodeserver.client.node import Token
 from nodeserver.client.peer import Peer
 from nodeserver.content.manifest import MAX_SIZE
 from nodeserver.datadir import DataDir, Joined
@@ -199,23 +198,30 @@ def _scrub(disk: DiskStore, directory: DataDir, times: Times) -> Scrub:
 def _peers(client: Client, keys: Keys, own: NodeId, disk: DiskStore) -> Callable[[Node], Peer]:
     """The ways to nodes. One that keeps chunks alone gets a token that is good there and nowhere else."""
     local = LocalPeer(disk)
+    return lambda node: local if node.id == own else client.peer(node.url, _Minted(keys, own, node))
 
-    def token(node: Node) -> Token:
-        minted, until = "", 0.0
 
-        async def current() -> str:
-            nonlocal minted, until
-            if time.monotonic() >= until:
-                until = time.monotonic() + PEER_TOKEN / 2
-                if METADATA in node.roles:
-                    minted = _own_token(keys, own)
-                else:
-                    minted = keys.mint(node_subject(own), "keep", PEER_TOKEN, only=node.id)
-            return minted
+class _Minted:
+    """What this server shows another node."""
 
-        return current
+    def __init__(self, keys: Keys, own: NodeId, node: Node) -> None:
+        self._keys = keys
+        self._own = own
+        self._node = node
+        self._token = ""
+        self._until = 0.0
 
-    return lambda node: local if node.id == own else client.peer(node.url, token(node))
+    async def __call__(self) -> str:
+        if time.monotonic() >= self._until:
+            self._until = time.monotonic() + PEER_TOKEN / 2
+            if METADATA in self._node.roles:
+                self._token = _own_token(self._keys, self._own)
+            else:
+                self._token = self._keys.mint(node_subject(self._own), "keep", PEER_TOKEN, only=self._node.id)
+        return self._token
+
+    def refused(self) -> None:
+        self._until = 0.0
 
 
 def _own_token(keys: Keys, own: NodeId) -> str:

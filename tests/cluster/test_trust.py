@@ -98,8 +98,10 @@ def test_a_node_may_do_nothing_but_be_one(make_cluster: MakeCluster) -> None:
     (one.data / "admin.token").write_text(old)
     one.options = one.options[: one.options.index("--join")]
     one.start()
-    eventually(lambda: claims(one.token)["right"] == "node", 30, "its token is renewed")
-    assert json.loads((one.data / "cluster.json").read_text())["token"] == one.token
+    kept = one.data / "cluster.json"
+    eventually(lambda: json.loads(kept.read_text())["token"] != old, 30, "its token is renewed")
+    assert claims(one.token)["right"] == "node"
+    assert json.loads(kept.read_text())["token"] == one.token
 
     # After its removal it is nobody, everywhere.
     removed, last = old, one.token
