@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,10 @@ log = logging.getLogger(__name__)
 
 class InUse(Exception):
     """Another server runs on the directory."""
+
+
+class Open(Exception):
+    """The directory is open to other users, and cannot be closed to them."""
 
 
 class Damaged(Exception):
@@ -144,10 +149,42 @@ def _json(identity: Identity) -> bytes:
 
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[DataDir]:
-    """Make the directory if need be and keep other servers off it. Raises ``InUse`` with the other's process id."""
+    """Make the directory if need be and keep other servers and other users off it.
+
+    What is made in it meanwhile is for its owner alone. Raises ``InUse`` with the other server's process id, ``Open``.
+    """
     if not path.is_dir():
         make_dir(path)
         path.chmod(0o700)
+    _close(path)
+    mask = os.umask(0o077)
+    try:
+        with _locked(path):
+            yield DataDir(path)
+    finally:
+        os.umask(mask)
+
+
+def _close(path: Path) -> None:
+    """Take from others what they may do with a directory of ours, and with the files right in it. Raises ``Open``."""
+    mode = path.stat().st_mode
+    if not mode & 0o077:
+        return
+    names = set(os.listdir(path)) - {"lost+found"}
+    if names and "node.json" not in names:
+        raise Open(f"{path} is open to other users, and what is in it is not a server's: chmod 700, or take another")
+    try:
+        os.chmod(path, stat.S_IMODE(mode) & 0o700)
+        for entry in os.scandir(path):
+            if entry.is_file(follow_symlinks=False):
+                os.chmod(entry.path, 0o600)
+    except PermissionError as error:
+        raise Open(f"{path} is open to other users, and belongs to one of them") from error
+    log.warning("%s was open to other users (mode %o): it is not any more", path, stat.S_IMODE(mode))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
     descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -157,6 +194,6 @@ def hold(path: Path) -> Iterator[DataDir]:
             raise InUse(f"{path} is in use by the server with process id {holder}") from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield DataDir(path)
+        yield
     finally:
         os.close(descriptor)

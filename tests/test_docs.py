@@ -22,8 +22,8 @@ from nodeserver.content import chunker, codec, manifest
 from nodeserver.http import codec as bodies
 from nodeserver.http import server
 from nodeserver.metadata import buckets, engines, migrations, tables
-from nodeserver.metadata.checks import XATTR_MAX
 from nodeserver.protocol import errors, wire
+from nodeserver.protocol.names import XATTR_LIST_MAX, XATTR_MAX, XATTR_VALUE_MAX
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -147,12 +147,14 @@ def test_modules_and_packages_that_the_map_names_exist() -> None:
         ("formats.md", f"| 4 | magic | `{codec.MAGIC.decode()}` | | 1 | version | {codec.VERSION} |"),
         ("formats.md", f"More than {manifest.MAX_INLINE:,} slices"),
         ("formats.md", f"stored forms of less than {size(store.SMALL)}"),
+        ("formats.md", f"more are stored in chunks: {manifest.MAX_SLICES:,} at most"),
         ("formats.md", f"has reached {size(pack.PACK_LIMIT)}"),
         ("formats.md", f'{{"format": {datadir.FORMAT}, "id": "…"}}'),
         ("formats.md", f"a body {size(wire.MAX_BODY)}, a chunk's stored form {size(codec.MAX_CHUNK)} and its header"),
         ("formats.md", f"a commit {wire.MAX_COMMIT_OPS:,} operations and {size(wire.MAX_COMMIT_CHUNKS)} of chunks"),
         ("formats.md", f"a batch {wire.MAX_BATCH_CHUNKS:,} chunks and {size(wire.MAX_BATCH_BYTES)}"),
-        ("formats.md", f"of a file {size(XATTR_MAX)} together. A body must arrive within {bodies.BODY_DEADLINE:g} s"),
+        ("formats.md", f"of a file {size(XATTR_MAX)} together, {size(XATTR_VALUE_MAX)} a value"),
+        ("formats.md", f"and {size(XATTR_LIST_MAX)} of names. A body must arrive within {bodies.BODY_DEADLINE:g} s"),
         ("formats.md", f"`type` is `{errors.PREFIX}`"),
         ("decisions/0001-journal-first.md", f"less than {size(staging.SMALL)} staged"),
         ("decisions/0003-kernel-caches.md", f"raised to {session.READ_AHEAD_KB >> 10} MiB"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import pwd
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -75,13 +77,15 @@ def command() -> None:
 @command.command("create")
 @click.argument("name")
 @click.option("--quota", type=Size(), help="Most bytes the bucket may hold, such as 100G.")
+@click.option("--owner", metavar="USER[:GROUP]", help="Who owns its root directory.  [default: you]")
 @server_options
-def create(name: str, quota: int | None, url: str | None, token_file: str | None) -> None:
+def create(name: str, quota: int | None, owner: str | None, url: str | None, token_file: str | None) -> None:
     """Create the bucket NAME."""
     _check(name)
+    uid, gid = _owner(owner) if owner else (os.getuid(), os.getgid())
 
     async def work(client: Client) -> None:
-        await client.create_bucket(name, quota=quota, uid=os.getuid(), gid=os.getgid())
+        await client.create_bucket(name, quota=quota, uid=uid, gid=gid)
 
     ask(*server(url, token_file), work)
 
@@ -127,8 +131,9 @@ def show(name: str, as_json: bool, url: str | None, token_file: str | None) -> N
 @command.command("set")
 @click.argument("name")
 @click.argument("values", nargs=-1, required=True, metavar="KEY=VALUE...")
+@click.option("--force", is_flag=True, help="Take an erasure code for more nodes than there are.")
 @server_options
-def set_(name: str, values: tuple[str, ...], url: str | None, token_file: str | None) -> None:
+def set_(name: str, values: tuple[str, ...], force: bool, url: str | None, token_file: str | None) -> None:
     """Change settings of the bucket NAME.
 
     redundancy=auto (as many copies as there are nodes, three at most), replicate:N, replicate:N:W (a write is
@@ -136,7 +141,7 @@ def set_(name: str, values: tuple[str, ...], url: str | None, token_file: str | 
     quota=none.
     """
     _check(name)
-    wanted = BucketSettings()
+    wanted = BucketSettings(force=force)
     for value in values:
         key, _, text = value.partition("=")
         if key == "redundancy":
@@ -181,6 +186,26 @@ def delete(name: str, yes: bool, url: str | None, token_file: str | None) -> Non
         if not click.confirm(f"{name} keeps the history of deleted files. Destroy it for good?", err=True):
             raise MountError(f"{name}: nothing was deleted")
         ask(*where, lambda client: work(client, history=True))
+
+
+def _owner(text: str) -> tuple[int, int]:
+    """The numbers of a user and group, by name or number; the user's own group if none is given."""
+    user, colon, group = text.partition(":")
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isascii() and user.isdigit() else pwd.getpwnam(user)
+        uid, gid = entry.pw_uid, entry.pw_gid
+    except (KeyError, OverflowError):
+        if not (user.isascii() and user.isdigit() and colon):
+            raise MountError(f"there is no user {user!r}") from None
+        uid, gid = int(user), 0  # one that is known elsewhere
+    if not colon:
+        return uid, gid
+    if group.isascii() and group.isdigit():
+        return uid, int(group)
+    try:
+        return uid, grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise MountError(f"there is no group {group!r}") from None
 
 
 def _check(name: str) -> None:

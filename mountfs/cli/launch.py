@@ -19,6 +19,7 @@ from mountfs.cli.progress import waiting
 from mountfs.cli.settings import TOKEN
 from mountfs.config import MountConfig
 from mountfs.errors import Busy, MountError, NotMounted
+from mountfs.local.private import make_private
 from mountfs.notify import notify
 
 LOG = "mountfs.log"
@@ -55,7 +56,7 @@ def prepared(config: MountConfig) -> Iterator[None]:
     """
     point = config.mountpoint
     try:
-        config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(config.state, {LOG, TOKEN, "mount.db", "lock"})
     except OSError as error:
         raise MountError(f"state directory {config.state}: {error.strerror}") from None
     if not os.access(config.state, os.R_OK | os.W_OK | os.X_OK):

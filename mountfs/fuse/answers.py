@@ -10,6 +10,7 @@ from mountfs.config import MountOptions
 from mountfs.local.inodes import Inode
 from mountfs.vfs.filesystem import BLOCK, Space
 
+U32 = (1 << 32) - 1
 FOREVER = 86_400.0
 """Seconds the kernel may trust names and attributes: what changes elsewhere is invalidated."""
 
@@ -33,7 +34,7 @@ def entry_of(
     entry.st_nlink = inode.nlink
     entry.st_uid = inode.uid if options.uid is None else options.uid
     entry.st_gid = inode.gid if options.gid is None else options.gid
-    entry.st_rdev = inode.rdev
+    entry.st_rdev = inode.rdev & U32  # earlier servers took any number, and one of them must not end a listing
     entry.st_size = inode.size
     entry.st_blksize = BLOCK
     entry.st_blocks = (inode.size - inode.holes + 511) >> 9

@@ -13,6 +13,7 @@ import trio
 from mountfs.local.buckets import BucketState
 from mountfs.local.database import Database
 from nodeserver.client import Client, ClientError, Refused, refused
+from nodeserver.client.capabilities import Capabilities
 from nodeserver.client.cluster import Cluster, ClusterMap, Node, Place, State, unpack_map
 from nodeserver.client.http_peer import HttpPeer
 from nodeserver.client.maps import told
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 MAP = "cluster map"
 """The fact in the local database that holds the map, packed."""
+TOKENS = "piece tokens"
+"""That which holds what nodes that keep chunks alone are shown."""
 RETRY = 15.0
 """Seconds until the next try to learn a map, or to tell of bad chunks."""
 
@@ -42,7 +45,9 @@ class Nodes:
         """The newest that was heard of."""
         self._news = trio.Event()
         self._bad: defaultdict[bytes, set[ChunkId]] = defaultdict(set)
-        self._peers: dict[str, HttpPeer] = {}
+        self._peers: dict[tuple[bytes, str], HttpPeer] = {}
+        keep = partial(db.set_meta, TOKENS)
+        self._tokens = Capabilities(client.piece_tokens, lambda: client.token, db.get_meta(TOKENS), keep)
         packed = db.get_meta(MAP)
         known = unpack_map(packed) if packed else ClusterMap()
         self.cluster = Cluster(self._peer, self._reachable(known), repair=self._met_bad)
@@ -110,9 +115,11 @@ class Nodes:
         )
 
     def _peer(self, node: Node) -> HttpPeer:
-        if node.url not in self._peers:
-            self._peers[node.url] = self._client.peer(node.url)
-        return self._peers[node.url]
+        if (node.id, node.url) not in self._peers:
+            trusted = METADATA in node.roles or node.url == self._url
+            token = None if trusted else self._tokens.of(node.id)
+            self._peers[node.id, node.url] = self._client.peer(node.url, token)
+        return self._peers[node.id, node.url]
 
     async def run(self) -> None:
         """Follow the map, and tell of bad chunks, for ever."""

@@ -21,7 +21,7 @@ from mountfs.sync.context import Context
 from mountfs.sync.downloads import Downloads
 from mountfs.sync.errors import deadline, os_error
 from nodeserver.client import ClientError
-from nodeserver.content.manifest import pack_slices, unpack_slices
+from nodeserver.content.manifest import BadManifest, Unpacker, check_indirect, pack_slices
 from nodeserver.protocol import wire
 from nodeserver.protocol.ids import ROOT_INO
 
@@ -172,8 +172,17 @@ class Remote:
             return []
         if not manifest.indirect:
             return manifest.slices
-        parts = [await self._downloads.chunk(bucket, piece.chunk) for piece in manifest.slices]
-        return unpack_slices(b"".join(parts))
+        try:
+            check_indirect(manifest.slices)
+            unpacker, found = Unpacker(), list[wire.Slice]()
+            for piece in manifest.slices:
+                part = memoryview(await self._downloads.chunk(bucket, piece.chunk))
+                some = unpacker.feed(part[piece.offset : piece.offset + piece.length])
+                found += await trio.to_thread.run_sync(list, some)
+            unpacker.end()
+        except BadManifest as error:
+            raise OSError(errno.EIO, f"a content's list of slices is wrong: {error}") from error
+        return found
 
     # Directories
 

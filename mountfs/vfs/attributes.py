@@ -17,11 +17,10 @@ from mountfs.vfs.files import Files
 from mountfs.vfs.tree import Tree, failure
 from nodeserver.client import ClientError, Refused
 from nodeserver.protocol.errors import Code
+from nodeserver.protocol.names import XATTR_LIST_MAX, XATTR_MAX, XATTR_VALUE_MAX, xattrs_size
 
 XATTR_NAME_MAX = 255
-XATTR_SIZE_MAX = 65_536
-XATTR_LIST_MAX = 65_536
-"""As Linux has them."""
+"""As Linux has it."""
 XATTR_OF_VERSIONS = b"user.mountfs."
 """Versions have them, and a copy of a version shall not take them along."""
 XATTR_DURABILITY = b"user.mountfs.durability"
@@ -161,7 +160,7 @@ class Attributes:
         _check_xattr_name(name)
         if name.startswith(XATTR_OF_VERSIONS):
             raise failure(errno.EOPNOTSUPP)
-        if len(value) > XATTR_SIZE_MAX:
+        if len(value) > XATTR_VALUE_MAX:
             raise failure(errno.E2BIG)
         inode = await self._tree.inode(ino)
         xattrs = inode.xattr_map() | {name: value}
@@ -181,6 +180,8 @@ class Attributes:
     def _store_xattrs(self, inode: Inode, xattrs: dict[bytes, bytes]) -> None:
         if not inode.bucket:
             raise failure(errno.EPERM)
+        if xattrs_size(xattrs) > XATTR_MAX:  # the server would refuse it, whenever it is sent
+            raise failure(errno.ENOSPC)
         now = time.time_ns()
         with self._db.transaction():
             self._inodes.update(inode.ino, xattrs=pack_xattrs(xattrs), ctime=now)

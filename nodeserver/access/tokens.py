@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import OrderedDict
-from typing import Literal
+from typing import Literal, get_args
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -24,7 +24,26 @@ CACHE = 1024
 TOKEN_MAX = 4096
 """A longer token is not looked at."""
 
-Right = Literal["admin", "read", "join"]
+Right = Literal["admin", "read", "join", "node", "server", "keep", "fetch"]
+"""What a token says its holder is."""
+Deed = Literal["admin", "read", "join", "beat", "map", "keep", "fetch"]
+"""What a request does: ``keep`` and ``fetch`` are for pieces of chunks, ``beat`` and ``map`` for nodes of the cluster.
+Each route names its own; who may do what stands in ``GRANTS``."""
+
+GRANTS: dict[Right, frozenset[Deed]] = {
+    "admin": frozenset(get_args(Deed)),
+    "read": frozenset({"read", "map", "fetch"}),
+    "join": frozenset({"join"}),
+    # A node that keeps chunks alone, for itself: it says that it is there. Also where it is, as at its first join.
+    "node": frozenset({"join", "beat", "map"}),
+    # A server with metadata of an earlier release, at a node.
+    "server": frozenset({"map", "keep", "fetch"}),
+    # For the pieces of one node, which is named in the token: whoever that node is, it is of no use elsewhere.
+    "keep": frozenset({"keep", "fetch"}),
+    "fetch": frozenset({"fetch"}),
+}
+_NODE = "node "
+"""What the subjects of nodes begin with; their ids follow, in hexadecimal."""
 
 
 class InvalidToken(Exception):
@@ -43,12 +62,30 @@ class Identity:
     right: Right
     expires: float | None = None
     """Seconds since the epoch."""
+    only: str = ""
+    """The node that it is good for, in hexadecimal; empty: all."""
 
-    def require(self, right: Right) -> None:
-        """Raises ``Forbidden``. ``admin`` may do everything, ``read`` may look at everything, ``join`` nothing but
-        make a server a node of the cluster."""
-        if self.right not in (right, "admin"):
-            raise Forbidden(f"the right of {self.subject} is {self.right}, and this takes {right}")
+    @property
+    def member(self) -> bytes | None:
+        """The node that asks, if one does."""
+        try:
+            return bytes.fromhex(self.subject.removeprefix(_NODE)) if self.subject.startswith(_NODE) else None
+        except ValueError:
+            return None
+
+    def may(self, deed: Deed) -> bool:
+        """Whether it may do something."""
+        return deed in GRANTS[self.right]
+
+    def require(self, deed: Deed) -> None:
+        """Raises ``Forbidden`` unless it may."""
+        if not self.may(deed):
+            raise Forbidden(f"the right of {self.subject} is {self.right}, and this takes {deed}")
+
+
+def node_subject(node: bytes) -> str:
+    """The subject of a node's tokens."""
+    return f"{_NODE}{node.hex()}"
 
 
 class Keys:
@@ -81,8 +118,14 @@ class Keys:
         """A new key, in PEM."""
         return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
-    def mint(self, subject: str, right: Right, lifetime: float | None = None) -> str:
-        """A token for ``subject``, valid for ``lifetime`` seconds; None: until the key changes.
+    @property
+    def signs(self) -> bool:
+        """Whether it can mint."""
+        return self._key is not None
+
+    def mint(self, subject: str, right: Right, lifetime: float | None = None, *, only: bytes = b"") -> str:
+        """A token for ``subject``, valid for ``lifetime`` seconds; None: until the key changes. At the node ``only``,
+        if one is given.
 
         Raises ``Forbidden`` without the signing key.
         """
@@ -92,6 +135,8 @@ class Keys:
         claims = {"sub": subject, "aud": self.audience, "iat": now, "right": right}
         if lifetime is not None:
             claims["exp"] = now + int(lifetime)
+        if only:
+            claims["node"] = only.hex()
         return jwt.encode(claims, self._key, algorithm=ALGORITHM)
 
     def verify(self, token: str) -> Identity:
@@ -126,6 +171,9 @@ class Keys:
             raise InvalidToken("the token is for another server") from error
         except jwt.PyJWTError as error:
             raise InvalidToken("the token is not valid") from error
-        if claims["right"] not in ("admin", "read", "join"):
+        if claims["right"] not in GRANTS:
             raise InvalidToken("the token grants a right that this server does not know")
-        return Identity(claims["sub"], claims["right"], claims.get("exp"))
+        only = claims.get("node", "")
+        if not isinstance(only, str):
+            raise InvalidToken("the token is not valid")
+        return Identity(claims["sub"], claims["right"], claims.get("exp"), only)

@@ -9,7 +9,7 @@ import click
 from sqlalchemy.exc import SQLAlchemyError
 
 from nodeserver.chunks.s3.credentials import NoCredentials
-from nodeserver.datadir import Damaged, InUse
+from nodeserver.datadir import Damaged, InUse, Open
 from nodeserver.metadata.engines import UnusableUrl
 from nodeserver.metadata.errors import Unavailable
 from nodeserver.metadata.migrations import NewerFormat
@@ -44,7 +44,7 @@ def failures() -> Iterator[None]:
         raise Failure(f"--chunks: {error}", EXIT_USAGE) from error
     except Unavailable as error:
         raise Failure(str(error)) from error
-    except (Damaged, OSError) as error:
+    except (Damaged, Open, OSError) as error:
         raise Failure(str(error)) from error
     except SQLAlchemyError as error:
         raise Failure(f"the metadata database: {getattr(error, 'orig', None) or error}") from error

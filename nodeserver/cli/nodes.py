@@ -47,7 +47,7 @@ def node(
 
     drain: it gets nothing new, and what it has moves to the others; undrain takes that back. remove: it is gone for
     ever, and what it had is made anew from the others. weight VALUE: its share of the chunks, relative to the others'.
-    NODE is its id, or the end of it as `nodeserver nodes` shows it.
+    NODE is its id, or any part that no other has, as `nodeserver nodes` shows it.
     """
     if (action == "weight") != (value is not None):
         raise click.UsageError("weight takes a VALUE" if value is None else f"{action} takes no VALUE")
@@ -90,10 +90,10 @@ async def _change(
 ) -> tuple[MovePreview, Nodes, NodeStatus | None]:
     """What would move, the nodes, and the one that was changed if it was."""
     known = await client.nodes()
-    found = [one for one in known.nodes if one.member.id.hex().endswith(name.lower())]
+    found = [one for one in known.nodes if name.lower() in one.member.id.hex()]
     if len(found) != 1:
-        several = "several nodes have ids that end" if found else "no node has an id that ends"
-        raise click.ClickException(f"{several} with {name!r}: nodeserver nodes lists them")
+        several = "several nodes have ids" if found else "no node has an id"
+        raise click.ClickException(f"{several} with {name!r} in it: nodeserver nodes lists them")
     preview = await client.preview_node(found[0].member.id, change, deadline=PREVIEW)
     if not really or (preview.lost and not lose_data):
         return preview, known, None

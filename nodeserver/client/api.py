@@ -20,7 +20,7 @@ from nodeserver.client.errors import BadAnswer, Refused
 from nodeserver.client.failover import Servers
 from nodeserver.client.history import History
 from nodeserver.client.http_peer import HttpPeer
-from nodeserver.client.node import STORED
+from nodeserver.client.node import STORED, Token, checked
 from nodeserver.client.transport import Transport
 from nodeserver.client.upkeep import Upkeep
 from nodeserver.protocol.errors import Code
@@ -68,9 +68,18 @@ class Client(History, Upkeep, ClusterCalls):
         """Ask these servers too when one does not answer; the URL it was made with stays."""
         self._node.follow(urls)
 
-    def peer(self, url: str) -> HttpPeer:
-        """A node that keeps pieces, reached with the same token."""
-        return HttpPeer(self._node.beside(url), metadata_deadline=self._metadata, data_deadline=self._data)
+    @property
+    def token(self) -> str:
+        """What it shows to servers with metadata."""
+        return self._node.token
+
+    def renew(self, token: str) -> None:
+        """Use another token from now on. Raises ValueError for one that cannot be sent."""
+        self._node.token = checked(token)
+
+    def peer(self, url: str, token: Token | None = None) -> HttpPeer:
+        """A node that keeps pieces, reached with ``token`` or, when it can be trusted as a server, the client's own."""
+        return HttpPeer(self._node.beside(url, token), metadata_deadline=self._metadata, data_deadline=self._data)
 
     async def __aenter__(self) -> Self:
         return self

@@ -20,6 +20,7 @@ from nodeserver.protocol.cluster import (
     NodeChange,
     Nodes,
     NodeStatus,
+    PieceTokens,
     Where,
 )
 from nodeserver.protocol.wire import ChunkId, pack
@@ -41,6 +42,10 @@ class ClusterCalls(Calls):
         """Say that a node is there; the cluster map, unless it has the newest."""
         seconds = self._seconds(deadline)
         return await self._node.call("POST", "cluster/beat", ClusterAnswer, body=pack(beat), deadline=seconds)
+
+    async def piece_tokens(self, *, deadline: float | None = None) -> PieceTokens:
+        """What gives the right to the pieces of each node that keeps chunks alone."""
+        return await self._get("cluster/tokens", PieceTokens, deadline)
 
     async def nodes(self, *, deadline: float | None = None) -> Nodes:
         """All nodes, with what they last said of themselves."""

@@ -13,7 +13,7 @@ from nodeserver.client.breaker import Breaker
 from nodeserver.client.connection import Buffer
 from nodeserver.client.errors import ClientError, DeadlineExceeded, Refused, Unreachable
 from nodeserver.client.maps import told
-from nodeserver.client.node import Node
+from nodeserver.client.node import Node, Token, checked
 from nodeserver.client.retry import retried
 from nodeserver.protocol.cluster import METADATA, ClusterAnswer
 from nodeserver.protocol.errors import Code
@@ -25,16 +25,32 @@ TRY = 4.0
 T = TypeVar("T")
 
 
+class _Own:
+    """The token of the servers, for each request."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+
+    async def __call__(self) -> str:
+        return self._servers.token
+
+    def refused(self) -> None:
+        """There is no other."""
+
+
 class Servers:
     """As one :class:`~nodeserver.client.node.Node`. All its calls can be repeated without harm, at any server.
 
     The first URL stays a candidate whatever is learnt: it is the one that somebody typed. A node there that keeps
-    chunks alone is asked which servers have metadata. Raises as ``Node``.
+    chunks alone is asked which servers have metadata. Raises as ``Node``, and ValueError for a token that cannot be
+    sent.
     """
 
     def __init__(self, url: str, token: str, transport: httpx.AsyncBaseTransport) -> None:
-        self._node_of: Callable[[str], Node] = lambda url: Node(url, token, transport)
-        self._nodes = [self._node_of(url)]
+        self.token = checked(token)
+        """What is sent to the servers: those with metadata, which somebody typed or the map names."""
+        self._transport = transport
+        self._nodes = [self.beside(url)]
         self._current = 0
         self._gone = 0
         self.breaker = Breaker()
@@ -49,9 +65,9 @@ class Servers:
         """How many were sent."""
         return self._gone + sum(node.requests for node in self._nodes)
 
-    def beside(self, url: str) -> Node:
-        """Another node, with the same token, on its own. Raises as ``Node``."""
-        return self._node_of(url)
+    def beside(self, url: str, token: Token | None = None) -> Node:
+        """Another node, with a token of its own or the same, by itself. Raises as ``Node``."""
+        return Node(url, token or _Own(self), self._transport)
 
     def follow(self, urls: Sequence[str]) -> None:
         """Ask these servers too, and no others but the first."""
@@ -60,7 +76,7 @@ class Servers:
         current = self._nodes[self._current]
         wanted = dict.fromkeys(url.rstrip("/") for url in urls if url.rstrip("/") != str(first.url).rstrip("/"))
         self._gone += sum(node.requests for url, node in known.items() if url not in wanted)
-        self._nodes = [first, *(known.get(url) or self._node_of(url) for url in wanted)]
+        self._nodes = [first, *(known.get(url) or self.beside(url) for url in wanted)]
         self._current = self._nodes.index(current) if current in self._nodes else 0
 
     async def call(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import httpx
 import msgspec
@@ -11,9 +11,10 @@ import msgspec
 from nodeserver import __version__
 from nodeserver.client.breaker import Breaker
 from nodeserver.client.connection import Buffer
-from nodeserver.client.errors import BadAnswer, InvalidUrl, mapped, refusal
+from nodeserver.client.errors import BadAnswer, InvalidUrl, Refused, mapped, refusal
 from nodeserver.client.retry import retried
 from nodeserver.client.transport import Body
+from nodeserver.protocol.errors import Code
 from nodeserver.protocol.wire import MSGPACK
 
 STORED = "application/octet-stream"
@@ -22,12 +23,27 @@ STORED = "application/octet-stream"
 T = TypeVar("T")
 
 
-class Node:
-    """The server at ``url``. Raises InvalidUrl, and ValueError for a token that cannot be sent."""
+class Token(Protocol):
+    """What gives the token for a request: it may be another from time to time."""
 
-    def __init__(self, url: str, token: str, transport: httpx.AsyncBaseTransport) -> None:
-        if not token or not token.isascii() or not token.isprintable() or token != token.strip():
-            raise ValueError("the token has characters that no token has")
+    async def __call__(self) -> str:
+        """The token now. Raises ClientError."""
+
+    def refused(self) -> None:
+        """The server did not take it."""
+
+
+def checked(token: str) -> str:
+    """A token that can be sent. Raises ValueError for any other."""
+    if not token or not token.isascii() or not token.isprintable() or token != token.strip():
+        raise ValueError("the token has characters that no token has")
+    return token
+
+
+class Node:
+    """The server at ``url``. Raises InvalidUrl."""
+
+    def __init__(self, url: str, token: Token, transport: httpx.AsyncBaseTransport) -> None:
         self.breaker = Breaker()
         self.requests = 0
         """How many were sent."""
@@ -37,8 +53,8 @@ class Node:
         self._headers = [
             (b"Host", self.url.netloc),
             (b"User-Agent", f"mountfs/{__version__}".encode()),
-            (b"Authorization", f"Bearer {token}".encode()),
         ]
+        self._token = token
 
     async def call(
         self,
@@ -94,10 +110,18 @@ class Node:
             headers += [(b"Content-Type", kind.encode()), (b"Content-Length", b"%d" % len(body))]
 
         async def once() -> T:
+            proof = (b"Authorization", f"Bearer {await self._token()}".encode())
             self.requests += 1
             with mapped():
-                message = httpx.Request(method, self.url, headers=headers, stream=Body(body or b""), extensions=target)
-                return decode(await self._answer(message, accept))
+                message = httpx.Request(
+                    method, self.url, headers=[*headers, proof], stream=Body(body or b""), extensions=target
+                )
+                try:
+                    return decode(await self._answer(message, accept))
+                except Refused as refusal:
+                    if refusal.code is Code.UNAUTHORIZED:
+                        self._token.refused()
+                    raise
 
         return once
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 from nodeserver import __version__
-from nodeserver.access.tokens import Keys
+from nodeserver.access.tokens import Keys, node_subject
 from nodeserver.chunks import ChunkStore
 from nodeserver.chunks.distributed import DistributedStore
 from nodeserver.chunks.engine import Space
@@ -19,6 +19,7 @@ from nodeserver.chunks.store import DiskStore
 from nodeserver.client import Client, connect
 from nodeserver.client.cluster import Cluster, ClusterMap, Node
 from nodeserver.client.peer import Peer
+from nodeserver.content.manifest import MAX_SIZE
 from nodeserver.datadir import DataDir, Joined
 from nodeserver.http.services import NodeServices, Services
 from nodeserver.metadata import buckets, members, repairs
@@ -36,6 +37,8 @@ from nodeserver.workers.scrub import Scrub, StoreScrub
 SCRUB = "scrub.json"
 LATER = 5.0
 """Seconds after a change of the map until pieces are moved: what is missing is made first."""
+PEER_TOKEN = 3600.0
+"""Seconds that a token for another node is valid."""
 TOTALS = 30.0
 """Seconds for which the number of pieces is believed."""
 
@@ -101,7 +104,7 @@ async def with_metadata(
         damaged=disk.take_met if disk else list,
     )
     membership.follow(await metadata.write_across(members.heard, await membership.say(), time.time_ns()))
-    async with connect(standing.url, keys.mint(f"node {node.hex()}", "admin")) as client:
+    async with connect(standing.url, _own_token(keys, node)) as client:
         if disk is None:
             assert isinstance(chunks, S3Store)
             scrub = StoreScrub(metadata, chunks, directory.path / SCRUB, times.scrub_period)
@@ -116,7 +119,7 @@ async def with_metadata(
             healer.met(bucket, ids)
             care.workers["repair"].wake()
 
-        cluster = Cluster(_peers(client, node, disk), membership.map, repair=met)
+        cluster = Cluster(_peers(client, keys, node, disk), membership.map, repair=met)
         membership.on_change(cluster.follow)
         store = DistributedStore(node, disk, cluster, functools.partial(_setting, metadata))
         store.space = lambda: _space(membership.nodes, cluster.map)
@@ -168,12 +171,17 @@ async def for_chunks(
     scrub = _scrub(disk, directory, times)
 
     def keep(found: ClusterMap) -> None:
-        directory.join(Joined(joined.audience, joined.public_key, joined.token, found.pack()))
+        joined.map = found.pack()
+        directory.join(joined)
+
+    def renewed(token: str) -> None:
+        joined.token = token
+        directory.join(joined)
 
     servers = [node.url for node in known.serving(METADATA)] or [standing.url]
     async with connect(servers[0], joined.token) as client:
         membership = ChunkMember(
-            _Say(directory.node, standing, disk), client, known, keep, beat=times.beat, damaged=disk.take_met
+            _Say(directory.node, standing, disk), client, known, keep, renewed, beat=times.beat, damaged=disk.take_met
         )
         workers = Workers([scrubbing(scrub), compacting(disk, times)])
         yield NodeServices(
@@ -187,9 +195,38 @@ def _scrub(disk: DiskStore, directory: DataDir, times: Times) -> Scrub:
     return scrub
 
 
-def _peers(client: Client, own: NodeId, disk: DiskStore) -> Callable[[Node], Peer]:
+def _peers(client: Client, keys: Keys, own: NodeId, disk: DiskStore) -> Callable[[Node], Peer]:
+    """The ways to nodes. One that keeps chunks alone gets a token that is good there and nowhere else."""
     local = LocalPeer(disk)
-    return lambda node: local if node.id == own else client.peer(node.url)
+    return lambda node: local if node.id == own else client.peer(node.url, _Minted(keys, own, node))
+
+
+class _Minted:
+    """What this server shows another node."""
+
+    def __init__(self, keys: Keys, own: NodeId, node: Node) -> None:
+        self._keys = keys
+        self._own = own
+        self._node = node
+        self._token = ""
+        self._until = 0.0
+
+    async def __call__(self) -> str:
+        if time.monotonic() >= self._until:
+            self._until = time.monotonic() + PEER_TOKEN / 2
+            if METADATA in self._node.roles:
+                self._token = _own_token(self._keys, self._own)
+            else:
+                self._token = self._keys.mint(node_subject(self._own), "keep", PEER_TOKEN, only=self._node.id)
+        return self._token
+
+    def refused(self) -> None:
+        self._until = 0.0
+
+
+def _own_token(keys: Keys, own: NodeId) -> str:
+    """For servers with metadata: those of an earlier release take it for one that may do everything."""
+    return keys.mint(node_subject(own), "admin", PEER_TOKEN)
 
 
 async def _setting(metadata: Metadata, bucket: bytes) -> str:
@@ -201,4 +238,5 @@ def _space(nodes: Sequence[Member], cluster: ClusterMap) -> Space:
     sharing = {node.id for node in cluster.sharing}
     copies = max(1, min(AUTOMATIC_COPIES, len(sharing)))
     there = [node for node in nodes if node.id in sharing]
-    return Space(sum(one.capacity_bytes for one in there) // copies, sum(one.free_bytes for one in there) // copies)
+    capacity = sum(min(one.capacity_bytes, MAX_SIZE) for one in there) // copies
+    return Space(min(capacity, MAX_SIZE), min(sum(one.free_bytes for one in there) // copies, capacity, MAX_SIZE))

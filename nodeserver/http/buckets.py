@@ -13,6 +13,7 @@ from nodeserver.http.problems import Refused
 from nodeserver.http.services import Services, identity, services
 from nodeserver.metadata.buckets import BucketRow
 from nodeserver.metadata.checks import check_bucket, check_quota, check_redundancy
+from nodeserver.placement.scheme import bucket_scheme
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.names import valid_bucket
 from nodeserver.protocol.wire import Bucket, Buckets, BucketSettings, NewBucket, Usage
@@ -47,6 +48,9 @@ class BucketEndpoint(HTTPEndpoint):
         if settings.quota_bytes is not UNSET:
             check_quota(settings.quota_bytes)
         redundancy = UNSET if settings.redundancy is UNSET else check_redundancy(settings.redundancy)
+        coded = redundancy is not UNSET and redundancy.startswith("erasure")
+        if redundancy is not UNSET and coded and not settings.force and (lack := lacking(here, redundancy)):
+            raise Refused(Code.MALFORMED, f"{lack}; with --force it is taken all the same")
         row = await here.metadata.bucket(_name(request))
         if settings.quota_bytes is not UNSET:
             row = await here.metadata.set_quota(row.name, settings.quota_bytes)
@@ -65,6 +69,15 @@ class BucketEndpoint(HTTPEndpoint):
         await here.metadata.delete_bucket(_name(request), history=bool(history))
         here.workers["purge-buckets"].wake()
         return Response(status_code=204)
+
+
+def lacking(here: Services, redundancy: str) -> str:
+    """Why there are too few nodes for a bucket's redundancy; empty when there are enough."""
+    if here.healer is None:  # a store of its own keeps the chunks
+        return ""
+    nodes = len(here.membership.map.sharing)
+    scheme = bucket_scheme(redundancy, nodes)
+    return f"{scheme} takes {scheme.pieces} nodes, and there are {nodes}" if scheme.pieces > nodes else ""
 
 
 def usage(here: Services, row: BucketRow) -> Usage:

@@ -32,13 +32,14 @@ async def commit(request: Request) -> Response:
     stored = check_commit(batch)
     chunks = stored.union(chunk for chunk, _ in batch.chunks)
     manifests = [op.manifest for op in batch.ops if isinstance(op, Write)]
+    sizes = [op.size for op in batch.ops if isinstance(op, Write)]
 
     async def attempt(anew: Mapping[ChunkId, int]) -> Committed:
         # What it refers to must stay until the commit does.
         async with here.chunks.using(known.id, chunks):
             if batch.chunks:
                 await put(request, known.id, batch.chunks)
-            inner = await inner_chunks(here.chunks, known, manifests)
+            inner = await inner_chunks(here.chunks, known, manifests, sizes=sizes)
             async with here.chunks.using(known.id, inner):
                 if missing := await here.chunks.missing(known.id, list(stored | inner)):
                     raise NoChunk(missing)

@@ -24,12 +24,12 @@ OCTETS = "application/octet-stream"
 
 class PieceEndpoint(HTTPEndpoint):
     async def get(self, request: Request) -> Response:
-        identity(request)
+        identity(request, "fetch")
         store, bucket, piece = _store(request), _bucket(request), _piece(request)
         return Response(await store.get(bucket, piece), media_type=OCTETS)
 
     async def put(self, request: Request) -> Response:
-        identity(request, "admin")
+        identity(request, "keep")
         store, bucket, piece = _store(request), _bucket(request), _piece(request)
         await _put(store, bucket, [(piece, await read_body(request, MAX_STORED + HEADER))])
         return Response(status_code=204)
@@ -37,13 +37,13 @@ class PieceEndpoint(HTTPEndpoint):
 
 class PiecesEndpoint(HTTPEndpoint):
     async def get(self, request: Request) -> Response:
-        identity(request)
+        identity(request, "fetch")
         first = integer_parameter(request, "first", 0, 0, 255)
         beyond = integer_parameter(request, "beyond", 256, 1, 256)
         return answer(request, Pieces(await _store(request).listing(_bucket(request), first, beyond)))
 
     async def post(self, request: Request) -> Response:
-        identity(request, "admin")
+        identity(request, "keep")
         store, bucket, batch = _store(request), _bucket(request), await read(request, PieceBatch)
         if len(batch.pieces) > MAX_BATCH_CHUNKS or sum(len(stored) for _, stored in batch.pieces) > MAX_BATCH_BYTES:
             raise Refused(Code.TOO_LARGE, f"a batch has at most {MAX_BATCH_CHUNKS} pieces of {MAX_BATCH_BYTES} bytes")
@@ -52,19 +52,19 @@ class PiecesEndpoint(HTTPEndpoint):
         return Response(status_code=204)
 
     async def delete(self, request: Request) -> Response:
-        identity(request, "admin")
+        identity(request, "keep")
         await _store(request).drop_bucket(_bucket(request))
         return Response(status_code=204)
 
 
 async def buckets(request: Request) -> Response:
-    identity(request)
+    identity(request, "fetch")
     return answer(request, PieceBuckets(await _store(request).buckets()))
 
 
 async def read_pieces(request: Request) -> Response:
     """As many as fit, from the first; what is not there or damaged is named."""
-    identity(request)
+    identity(request, "fetch")
     store, bucket, wanted = _store(request), _bucket(request), await _some(request)
     absent: list[PieceId] = []
     while True:
@@ -81,7 +81,7 @@ async def read_pieces(request: Request) -> Response:
 
 
 async def find(request: Request) -> Response:
-    identity(request)
+    identity(request, "fetch")
     asked = await read(request, ChunksAsked)
     if len(asked.chunks) > MAX_FIND:
         raise Refused(Code.TOO_LARGE, f"more than {MAX_FIND} chunks")
@@ -90,7 +90,7 @@ async def find(request: Request) -> Response:
 
 
 async def delete(request: Request) -> Response:
-    identity(request, "admin")
+    identity(request, "keep")
     store, bucket, pieces = _store(request), _bucket(request), await _some(request)
     with store.doom(bucket, pieces) as unused:
         await store.delete(bucket, unused)

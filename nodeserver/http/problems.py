@@ -18,6 +18,7 @@ from nodeserver.access.tokens import Forbidden, InvalidToken
 from nodeserver.chunks import NoChunk, StoreUnavailable
 from nodeserver.content.codec import CorruptChunk
 from nodeserver.http.services import NodeServices
+from nodeserver.http.standing import judged
 from nodeserver.metadata import checks, errors
 from nodeserver.metadata.database import is_full
 from nodeserver.placement.map import BadMap
@@ -50,6 +51,7 @@ _CODES: dict[type[Exception], Code] = {
     errors.NoFile: Code.NO_FILE,
     errors.NoNode: Code.NO_ROUTE,
     errors.RemovedNode: Code.FORBIDDEN,
+    errors.TakenNode: Code.FORBIDDEN,
     BadMap: Code.MALFORMED,
     errors.BucketExists: Code.BUCKET_EXISTS,
     errors.BucketNotEmpty: Code.BUCKET_NOT_EMPTY,
@@ -118,7 +120,8 @@ class Envelope:
 
         try:
             if scope["path"] not in OPEN_PATHS:
-                scope["identity"] = self._services.keys.verify(_bearer(Headers(scope=scope)))
+                who = self._services.keys.verify(_bearer(Headers(scope=scope)))
+                scope["identity"] = judged(who, self._services)
             await self._app(scope, receive, note_start)
         except ClientDisconnect:
             log.info("%s %s: the client went away", scope["method"], scope["path"])

@@ -8,7 +8,7 @@ from typing import cast
 
 from starlette.requests import HTTPConnection
 
-from nodeserver.access.tokens import Identity, Keys, Right
+from nodeserver.access.tokens import Deed, Identity, Keys
 from nodeserver.chunks import ChunkStore
 from nodeserver.chunks.engine import Space
 from nodeserver.chunks.store import DiskStore
@@ -56,8 +56,8 @@ def services(request: HTTPConnection) -> Services:
     return cast(Services, request.app)
 
 
-def identity(request: HTTPConnection, right: Right = "read") -> Identity:
-    """Who asks. Raises ``Forbidden`` unless they have ``right``."""
+def identity(request: HTTPConnection, deed: Deed = "read") -> Identity:
+    """Who asks. Raises ``Forbidden`` unless they may do ``deed``: the first line of each route says what it is."""
     who = cast(Identity, request.scope["identity"])
-    who.require(right)
+    who.require(deed)
     return who

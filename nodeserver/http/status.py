@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nodeserver.chunks.distributed import DistributedStore, readable, stored_size
+from nodeserver.http.buckets import lacking
 from nodeserver.http.cluster import check_change
 from nodeserver.http.codec import answer, hex_id, read
 from nodeserver.http.problems import Refused
@@ -60,6 +61,8 @@ async def status(request: Request) -> Response:
         problems.append(f"{survey.lost} chunks cannot be read {where}")
     if survey.below:
         problems.append(f"{survey.below} chunks have fewer pieces than they should")
+    buckets = await here.metadata.buckets()
+    problems += [f"bucket {row.name}: {lack}" for row in buckets if (lack := lacking(here, row.redundancy))]
     if queued:
         problems.append(f"{queued} chunks wait to be repaired")
     seconds = here.workers["repair"].seconds_left if here.healer else 0.0
@@ -87,7 +90,7 @@ async def where(request: Request) -> Response:
         placement = placements.setdefault(wanted.pieces, Placement(cluster, wanted.pieces))
         home = [node.id for node in placement.home(chunk)]
         there = [(node, held) for node, pieces in holders.items() for held in pieces]
-        is_, have = _as_it_is(wanted, there)
+        is_, have = _as_it_is(wanted, there, enough=wanted.pieces <= len(cluster.sharing))
         holding = [Holder(*one) for one in there]
         answers.append(ChunkWhere(chunk, str(is_), home, holding, sorted(found.silent), have, is_.pieces))
     return answer(request, Where(answers))
@@ -150,9 +153,9 @@ async def preview_change(request: Request) -> Response:
     )
 
 
-def _as_it_is(wanted: Scheme, there: list[tuple[NodeId, Held]]) -> tuple[Scheme, int]:
+def _as_it_is(wanted: Scheme, there: list[tuple[NodeId, Held]], *, enough: bool) -> tuple[Scheme, int]:
     """How a chunk is kept, and how many pieces there are of that: while it is still to be re-encoded, in another form
-    than is wanted."""
+    than is wanted. Without ``enough`` nodes it never will be: then what is wanted is missing."""
     copies = len({node for node, held in there if fragment_of(held.piece) is None})
     codes: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
     for _, held in there:
@@ -160,7 +163,7 @@ def _as_it_is(wanted: Scheme, there: list[tuple[NodeId, Held]]) -> tuple[Scheme,
             codes[fragment[:2]].add(fragment.number)
     if isinstance(wanted, Erasure):
         have = len(codes[wanted.data, wanted.parity])
-        if have < wanted.data and copies:
+        if have < wanted.data and copies and enough:
             instead = copies_instead(wanted)
             return instead, min(copies, instead.pieces)
         return wanted, have

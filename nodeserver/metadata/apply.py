@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import stat
+import time
 from collections.abc import Callable, Iterable
 
 import msgspec
 
+from nodeserver.metadata.checks import Invalid, TooLarge
 from nodeserver.metadata.conflicts import free_place, printable
 from nodeserver.metadata.tree import Inode, Place, Tree, Version
 from nodeserver.protocol.ids import new_id
@@ -36,6 +38,9 @@ MOST_BYTES = (1 << 63) - 1
 
 QUOTA = Result("quota")
 
+SECONDS = 30.0
+"""That the operations of a commit may take: nobody else writes to the bucket meanwhile."""
+
 RECOVERED = b"recovered"
 """The name that content gets whose file never had one."""
 
@@ -43,7 +48,9 @@ RECOVERED = b"recovered"
 def apply(tree: Tree, commit: Commit, *, time_ns: int, quota: int | None = None) -> tuple[list[Op], list[Result]]:
     """Apply the operations of a commit in order. ``time_ns`` is the server's, ``quota`` in bytes.
 
-    Returns them with what became of them, those on directories that others became as if on these.
+    Returns them with what became of them, those on directories that others became as if on these. Raises ``Invalid``
+    for versions made from each other, and ``TooLarge`` after ``SECONDS``, or when the bucket would have more bytes than
+    can be counted.
     """
     ids: list[FileId] = []
     places: list[Place] = []
@@ -99,7 +106,8 @@ class _Batch:
         self.time_ns = time_ns
         self.quota = quota if quota is not None else MOST_BYTES
         self.instead: dict[VersionId, VersionId] = {}
-        """Versions of this batch that were not made, and what takes their place as a base."""
+        """Versions of this batch that were not made, and what takes their place as a base. Never a cycle: what takes
+        the place of another was not replaced itself, and is another."""
 
     def run(self, ops: Iterable[Op]) -> tuple[list[Op], list[Result]]:
         handlers: dict[type[Op], Callable[..., Result]] = {
@@ -111,11 +119,16 @@ class _Batch:
             SetAttr: self.setattr,
             Write: self.write,
         }
+        until = time.monotonic() + SECONDS
         done: list[Op] = []
         results: list[Result] = []
         for op in ops:
+            if time.monotonic() > until:
+                raise TooLarge(f"the operations of the commit take more than {SECONDS:g} s: send fewer at once")
             done.append(self._redirected(op))
             results.append(handlers[type(op)](done[-1]))
+        if self.tree.used_bytes > MOST_BYTES:
+            raise TooLarge("the bucket would have more bytes than can be counted")
         return done, results
 
     def _redirected(self, op: Op) -> Op:
@@ -265,9 +278,9 @@ class _Batch:
             return DROPPED
         if (known := tree.version(op.version)) is not None:
             return self._repeated(known, op)
-        base = op.base
-        while base in self.instead:
-            base = self.instead[base]
+        base = self._present(op.base)
+        if base == op.version:
+            raise Invalid("a version cannot be made from itself")
         head = tree.version(inode.version) if inode.nlink and inode.version else None
         if head is not None and (head.hash, head.size) == (op.hash, op.size):
             # Whatever it was made from: two who wrote the same have no conflict, nor has one whose state was copied.
@@ -282,6 +295,15 @@ class _Batch:
         result = OK if inode.nlink else self._revive(inode, op.time_ns)
         self._put(op, inode, base)
         return result
+
+    def _present(self, base: VersionId) -> VersionId:
+        """What a version was made from, or what takes the place of that."""
+        end = base
+        while end in self.instead:
+            end = self.instead[end]
+        while base != end:  # so that a long chain is gone through once
+            self.instead[base], base = end, self.instead[base]
+        return end
 
     def _write_copy(self, op: Write, inode: Inode, base: VersionId) -> Result:
         """Content made from something else than the head: beside the file, in the copy its base is in if there is."""

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
+from urllib.parse import urlsplit
 
-from nodeserver.content.manifest import MAX_INLINE, MAX_SIZE, BadManifest, check_slices
+from nodeserver.content.manifest import MAX_INLINE, MAX_PACKED, MAX_SIZE, BadManifest, check_indirect, check_slices
 from nodeserver.placement.scheme import BadScheme, parse_scheme
-from nodeserver.protocol.names import NAME_MAX, valid_name
+from nodeserver.protocol.cluster import CHUNKS, METADATA, Member
+from nodeserver.protocol.names import (
+    NAME_MAX,
+    XATTR_LIST_MAX,
+    XATTR_MAX,
+    XATTR_VALUE_MAX,
+    valid_name,
+    xattrs_size,
+)
 from nodeserver.protocol.wire import (
     MAX_COMMIT_CHUNKS,
     MAX_COMMIT_OPS,
@@ -33,8 +43,11 @@ HASH = 32
 PATH_MAX = 4096
 RULES_MAX = 1000
 NOTE_MAX = 4096
-XATTR_MAX = 64 * 1024
-"""Bytes in the values of a file's extended attributes together."""
+LISTS_MAX = 4 * MAX_PACKED
+"""Bytes of lists of slices in chunks that a commit may name: they are all gone through before it is applied."""
+WEIGHT_MAX = 1e6
+TEXT_MAX = 255
+"""Characters in what a node says of itself."""
 KINDS = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK}
 
 _U32 = (0, (1 << 32) - 1)
@@ -92,6 +105,47 @@ def check_policy(policy: Policy, *, root: bool) -> None:
         raise Invalid(f"a glob has 1 to {NAME_MAX} bytes")
 
 
+def check_member(member: Member) -> None:
+    """Check what a node says of itself. Raises ``Invalid``."""
+    _ids(id=member.id)
+    check_member_url(member.url)
+    for text in (member.url, member.version, member.zone, member.region):
+        if len(text) > TEXT_MAX or not text.isprintable():
+            raise Invalid(f"{text[:80]!r} is not up to {TEXT_MAX} printable characters")
+    if not 0 < member.weight <= WEIGHT_MAX:
+        raise Invalid(f"a weight of {member.weight:g}, not above 0 and up to {WEIGHT_MAX:g}")
+    if not member.roles or not {CHUNKS, METADATA}.issuperset(member.roles) or len(member.roles) > 2:
+        raise Invalid("a node has the roles metadata, chunks, or both")
+    _within(
+        (0, MAX_SIZE),
+        capacity_bytes=member.capacity_bytes,
+        free_bytes=member.free_bytes,
+        used_bytes=member.used_bytes,
+        pieces=member.pieces,
+    )
+
+
+def check_member_url(url: str) -> None:
+    """Check where a node wants to be reached: requests with tokens go there. Raises ``Invalid``."""
+    wrong = Invalid(f"{url[:80]!r} cannot be the address of a node: http(s)://HOST[:PORT] is")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not url.isascii():
+        raise wrong
+    if any(mark in url for mark in "@?#\\ ") or not url.isprintable():
+        raise wrong
+
+
+def check_damaged(damaged: Sequence[tuple[bytes, ChunkId]]) -> None:
+    """Check which chunks a node says are damaged. Raises ``Invalid``."""
+    for bucket, chunk in damaged:
+        if (len(bucket), len(chunk)) != (ID, HASH):
+            raise Invalid(f"a bucket's id has {ID} bytes, that of a chunk {HASH}")
+
+
 def check_note(note: str) -> None:
     """Check what is written to a hold. Raises ``TooLarge``."""
     if len(note) > NOTE_MAX:
@@ -118,6 +172,7 @@ def check_commit(commit: Commit) -> set[ChunkId]:
     if sum(len(stored) for _, stored in commit.chunks) > MAX_COMMIT_CHUNKS:
         raise TooLarge(f"a commit carries at most {MAX_COMMIT_CHUNKS} bytes of chunks; store more of them before")
     chunks: set[ChunkId] = set()
+    lists = 0
     for number, op in enumerate(commit.ops):
         try:
             check_op(op)
@@ -125,6 +180,9 @@ def check_commit(commit: Commit) -> set[ChunkId]:
             raise type(error)(f"operation {number}: {error}") from error
         if isinstance(op, Write):
             chunks.update(piece.chunk for piece in op.manifest.slices if piece.chunk)
+            lists += sum(piece.length for piece in op.manifest.slices) if op.manifest.indirect else 0
+    if lists > LISTS_MAX:
+        raise TooLarge(f"lists of slices of {lists} bytes are more than {LISTS_MAX}")
     return chunks.difference(chunk for chunk, _ in commit.chunks)
 
 
@@ -155,6 +213,8 @@ def check_op(op: Op) -> None:
         case Write():
             _ids(file=op.file, version=op.version)
             _optional_ids(base=op.base, session=op.session)
+            if op.base == op.version:
+                raise Invalid("a version cannot be made from itself")
             _within(_I64, mtime_ns=op.mtime_ns)
             if len(op.hash) != HASH:
                 raise Invalid(f"the hash has {len(op.hash)} bytes, not {HASH}")
@@ -171,14 +231,20 @@ def check_manifest(manifest: Manifest, size: int) -> None:
         length = check_slices(manifest.slices)
     except BadManifest as error:
         raise Invalid(str(error)) from error
-    if not manifest.indirect and length != size:
+    if manifest.indirect:
+        try:
+            check_indirect(manifest.slices)
+        except BadManifest as error:
+            raise TooLarge(str(error)) from error
+    elif length != size:
         raise Invalid(f"slices of {length} bytes for a size of {size}")
 
 
 def _check_new_file(op: Create) -> None:
     new = op.file
     _within(_U32, mode=new.mode, uid=new.uid, gid=new.gid)
-    _within(_I64, rdev=new.rdev, atime_ns=new.atime_ns, mtime_ns=new.mtime_ns)
+    _within(_U32, rdev=new.rdev)  # as the kernel passes it on
+    _within(_I64, atime_ns=new.atime_ns, mtime_ns=new.mtime_ns)
     kind = stat.S_IFMT(new.mode)
     if kind not in KINDS or new.mode != kind | stat.S_IMODE(new.mode):
         raise Invalid(f"mode {new.mode:#o} is of no kind of file")
@@ -193,7 +259,11 @@ def _check_xattrs(xattrs: dict[bytes, bytes] | None) -> None:
     for name in xattrs:
         if not 0 < len(name) <= NAME_MAX or b"\0" in name:
             raise InvalidName(f"{name!r} cannot be an extended attribute")
-    if sum(map(len, xattrs.values())) > XATTR_MAX:
+    if any(len(value) > XATTR_VALUE_MAX for value in xattrs.values()):
+        raise TooLarge(f"an extended attribute of more than {XATTR_VALUE_MAX} bytes")
+    if sum(len(name) + 1 for name in xattrs) > XATTR_LIST_MAX:
+        raise TooLarge(f"names of extended attributes of more than {XATTR_LIST_MAX} bytes")
+    if xattrs_size(xattrs) > XATTR_MAX:
         raise TooLarge(f"extended attributes of more than {XATTR_MAX} bytes")
 
 

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import os.path
+import secrets
 from datetime import UTC, datetime
-from itertools import count
 
 from nodeserver.metadata.tree import Place, Tree
 from nodeserver.protocol.names import NAME_MAX
 
 EXTENSION_MAX = 32
 """A longer end of a name is not taken for an extension."""
+NUMBERS = 8
+"""Conflict names that are counted; behind them stands a random number, so that nobody looks at thousands of names."""
 
 
-def conflict_name(name: bytes, client: str, time_ns: int, number: int = 1) -> bytes:
-    """``stem (conflict CLIENT YYYY-MM-DDTHH-MM-SSZ).ext``, the stem cut so that it fits a directory entry.
-
-    From ``number`` 2 on it stands behind the time.
-    """
+def conflict_name(name: bytes, client: str, time_ns: int, nth: str = "") -> bytes:
+    """``stem (conflict CLIENT YYYY-MM-DDTHH-MM-SSZ NTH).ext``, the stem cut so that it fits a directory entry."""
     stem, extension = os.path.splitext(name)
     if len(extension) > EXTENSION_MAX:
         stem, extension = name, b""
     when = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-    nth = f" {number}" if number > 1 else ""
-    tail = f" (conflict {client} {when}{nth})".encode() + extension
+    tail = f" (conflict {client} {when}{nth and ' '}{nth})".encode() + extension
     return _cut(stem, NAME_MAX - len(tail)) + tail
 
 
@@ -34,9 +32,16 @@ def printable(client_name: str, client: bytes) -> str:
 
 
 def free_place(tree: Tree, directory: bytes, name: bytes, client: str, time_ns: int) -> Place:
-    """A place in ``directory`` that is free, with a conflict name made from ``name``."""
-    names = (conflict_name(name, client, time_ns, number) for number in count(1))
-    return next((directory, other) for other in names if tree.lookup((directory, other)) is None)
+    """A place in ``directory`` that is free, with a conflict name made from ``name``.
+
+    Takes the same work for the thousandth name of a commit as for the first.
+    """
+    while True:
+        count = tree.conflicts[directory, name] = tree.conflicts[directory, name] + 1
+        nth = str(count) if count <= NUMBERS else secrets.token_hex(8)
+        other = conflict_name(name, client, time_ns, nth if count > 1 else "")
+        if tree.lookup((directory, other)) is None:
+            return directory, other
 
 
 def _cut(text: bytes, size: int) -> bytes:

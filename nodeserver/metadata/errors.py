@@ -60,5 +60,9 @@ class RemovedNode(Refusal):
     """The node was removed from the cluster, for ever."""
 
 
+class TakenNode(Refusal):
+    """Somebody who joins says to be a node that is there already."""
+
+
 class Unavailable(Exception):
     """The database cannot answer now; the request can be made again."""

@@ -8,10 +8,13 @@ import msgspec
 from sqlalchemy import Connection, insert, select, update
 
 from nodeserver.metadata import tables
-from nodeserver.metadata.errors import NoNode, RemovedNode
-from nodeserver.placement.map import ClusterMap, Node, NodeId, State, unpack
+from nodeserver.metadata.errors import NoNode, RemovedNode, TakenNode
+from nodeserver.placement.map import BadMap, ClusterMap, Node, NodeId, State, unpack
 from nodeserver.protocol.cluster import Member, NodeChange, NodeStatus
 from nodeserver.protocol.wire import pack
+
+NODES_MAX = 1000
+"""In a cluster, those that were removed among them: each request for the map carries all."""
 
 _cluster, _member = tables.cluster.c, tables.member.c
 _said = msgspec.msgpack.Decoder(Member)
@@ -23,16 +26,21 @@ def current(connection: Connection) -> ClusterMap:
     return ClusterMap() if packed is None else unpack(packed)
 
 
-def heard(connection: Connection, member: Member, now_ns: int) -> ClusterMap:
+def heard(connection: Connection, member: Member, now_ns: int, *, joining: bool = False) -> ClusterMap:
     """Note that a node is there, and what it says of itself; the map then.
 
-    A new node joins; one that was down is up. Raises ``RemovedNode``, ``BadMap``.
+    A new node joins; one that was down is up. With ``joining`` it has not proven that it is the node it says it is.
+    Raises ``RemovedNode``, ``BadMap``, ``TakenNode``.
     """
-    _note(connection, member, now_ns)
     found = current(connection)
     known = {node.id: node for node in found.nodes}.get(member.id)
     if known is not None and known.state is State.REMOVED:
         raise RemovedNode(f"node {member.id.hex()} was removed from the cluster")
+    if joining and known is not None and known.state is not State.DOWN and known.url != member.url:
+        raise TakenNode(f"node {member.id.hex()} is there, at {known.url}")
+    if known is None and len(found.nodes) >= NODES_MAX:
+        raise BadMap(f"a cluster has at most {NODES_MAX} nodes")
+    _note(connection, member, now_ns)
     said = Node(
         member.id,
         member.url,

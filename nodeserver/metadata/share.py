@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from sqlalchemy import Connection, and_, exists, select
@@ -66,7 +67,7 @@ class Needs:
                     indirect.append((place, manifests[id_]))
         return indirect
 
-    def note(self, place: int, slices: list[Slice]) -> None:
+    def note(self, place: int, slices: Iterable[Slice]) -> None:
         """Note the chunks of a version."""
         for piece in slices:
             if piece.chunk and self._first <= piece.chunk[0] < self._beyond:

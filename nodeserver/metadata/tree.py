@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import stat
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -136,6 +136,8 @@ class Tree:
         """Loaded versions that a later one of the same session took the place of."""
         self.raised: dict[FileId, int] = {}
         """By how much the numbers of stored versions grow, by file."""
+        self.conflicts: Counter[Place] = Counter()
+        """How many conflict names were tried for a name in this commit."""
         self._source = source
         self._left: dict[Place, Left] = {}
         self._left_by: defaultdict[FileId, set[Place]] = defaultdict(set)  # in this commit
@@ -265,9 +267,11 @@ class Tree:
 
     def is_within(self, directory: FileId, top: FileId) -> bool:
         """Whether ``directory`` is ``top`` or somewhere below it."""
+        seen = set()
         while directory != top:
-            if directory == self.root or not (places := self.places(directory)):
+            if directory == self.root or directory in seen or not (places := self.places(directory)):
                 return False
+            seen.add(directory)
             directory = places[0][0]
         return True
 

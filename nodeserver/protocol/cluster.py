@@ -86,7 +86,8 @@ class Member(msgspec.Struct, omit_defaults=True):
 
 
 class Join(msgspec.Struct):
-    """``POST /v1/cluster/join``, with a token whose right is ``join``. Repeated, it has the same answer."""
+    """``POST /v1/cluster/join``, with a token whose right is ``join``, or the node's own. Repeated, it has the same
+    answer; a node that is up moves to another address only with its own."""
 
     member: Member
 
@@ -100,7 +101,7 @@ class Joined(msgspec.Struct):
     public_key: bytes
     """PEM, Ed25519."""
     token: str
-    """The node's own, right ``admin``."""
+    """The node's own: to give signs of life and to follow the map. Renewed by the answers to those."""
     map: bytes
     """The cluster map, packed: :mod:`nodeserver.placement.map`."""
 
@@ -122,6 +123,18 @@ class ClusterAnswer(msgspec.Struct):
     cluster: bytes
     epoch: int
     map: bytes = b""
+    token: str = ""
+    """In the answer to a beat: what the node shall use from now on; empty: what it has."""
+
+
+class PieceTokens(msgspec.Struct):
+    """``GET /v1/cluster/tokens``: for the nodes that keep chunks alone, what gives whoever asked the right to what they
+    have. Each token is good at one node, so that nobody learns from a request what others would do at a third."""
+
+    tokens: dict[bytes, str]
+    """By the node's id."""
+    seconds: float
+    """For which they are valid."""
 
 
 class NodeStatus(msgspec.Struct):

@@ -7,6 +7,10 @@ import re
 
 NAME_MAX = 255
 """Bytes in one path component, as on Linux file systems."""
+XATTR_VALUE_MAX = XATTR_LIST_MAX = 64 * 1024
+"""Bytes in the value of an extended attribute, and in all names of a file's with a NUL each, as Linux has them."""
+XATTR_MAX = 256 * 1024
+"""Bytes of names and values of a file's extended attributes together."""
 
 BUCKET_RULE = "the name of a bucket has 3 to 63 lower-case letters, digits, '-' and '.', a letter or digit at both ends"
 """For people: why ``valid_bucket`` says no."""
@@ -31,6 +35,11 @@ def valid_bucket(name: str) -> bool:
     except ValueError:
         return True
     return False
+
+
+def xattrs_size(xattrs: dict[bytes, bytes]) -> int:
+    """Bytes of names and values of extended attributes, a NUL behind each name."""
+    return sum(len(name) + 1 + len(value) for name, value in xattrs.items())
 
 
 def valid_name(name: bytes) -> bool:

@@ -572,6 +572,8 @@ class BucketSettings(msgspec.Struct, omit_defaults=True):
 
     quota_bytes: int | msgspec.UnsetType | None = msgspec.UNSET
     redundancy: str | msgspec.UnsetType = msgspec.UNSET
+    force: bool = False
+    """Take a code for more nodes than there are: chunks are kept in whole copies until there are as many."""
 
 
 class Buckets(msgspec.Struct):

@@ -16,7 +16,7 @@ from nodeserver.metadata import members
 from nodeserver.metadata.errors import RemovedNode, Unavailable
 from nodeserver.metadata.store import Metadata
 from nodeserver.placement.map import ClusterMap, NodeId
-from nodeserver.protocol.cluster import METADATA, Beat, Member
+from nodeserver.protocol.cluster import MAX_FIND, METADATA, Beat, Member
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.wire import ChunkId
 
@@ -79,8 +79,9 @@ class Membership:
     async def beat(self) -> None:
         """Give a sign of life. Raises what the way to do so does."""
         self._unsaid += self._damaged()
-        await self._give(Beat(await self.say(), self.map.epoch, list(self._unsaid)))
-        self._unsaid.clear()
+        some = self._unsaid[:MAX_FIND]
+        await self._give(Beat(await self.say(), self.map.epoch, some))
+        del self._unsaid[: len(some)]
         self.removed = False
 
     async def _give(self, beat: Beat) -> None:
@@ -146,6 +147,7 @@ class ChunkMember(Membership):
         client: Client,
         known: ClusterMap,
         keep: Callable[[ClusterMap], None],
+        renewed: Callable[[str], None],
         *,
         beat: float = BEAT,
         damaged: Callable[[], list[tuple[bytes, ChunkId]]] = list,
@@ -154,6 +156,7 @@ class ChunkMember(Membership):
         self._client = client
         self.on_change(self._take)
         self._keep = keep
+        self._renewed = renewed
         self._take(known)
 
     def _take(self, found: ClusterMap) -> None:
@@ -163,5 +166,8 @@ class ChunkMember(Membership):
     async def _give(self, beat: Beat) -> None:
         # Soon enough for another server to hear of it before this node is taken for down.
         answer = await self._client.beat(beat, deadline=max(3 * self._beat, 1.0))
+        if answer.token:
+            self._client.renew(answer.token)
+            self._renewed(answer.token)
         if (found := told(answer)) is not None:
             self.follow(found)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 
 from nodeserver.chunks import ChunkStore, NoChunk, StoreUnavailable
 from nodeserver.content.codec import CorruptChunk, open_chunk
-from nodeserver.content.manifest import BadManifest, unpack_slices
+from nodeserver.content.manifest import MAX_SLICES, BadManifest, Unpacker
 from nodeserver.metadata import garbage
 from nodeserver.metadata.buckets import BucketRow
 from nodeserver.metadata.garbage import Content
@@ -19,6 +20,9 @@ from nodeserver.workers.registry import Run
 UNREADABLE = (NoChunk, CorruptChunk, BadManifest, StoreUnavailable)
 AT_ONCE = 200_000
 """Chunk ids that are looked at in one pass over the versions: about 100 MB with all that goes with it."""
+
+MANY = 1 << 32
+"""Slices in a list that was taken by a release without a limit."""
 
 log = logging.getLogger(__name__)
 
@@ -81,26 +85,47 @@ class References:
         return total
 
 
-async def inner_chunks(chunks: ChunkStore, bucket: BucketRow, manifests: Iterable[Manifest]) -> set[ChunkId]:
+async def inner_chunks(
+    chunks: ChunkStore, bucket: BucketRow, manifests: Iterable[Manifest], *, sizes: Iterable[int] | None = None
+) -> set[ChunkId]:
     """The chunks that the content of indirect manifests is in. Raises ``NoChunk``, ``CorruptChunk``, ``BadManifest``.
 
-    Takes memory for one such manifest, and for the answer.
+    With ``sizes``, the bytes that each should make up, they are those of a commit, and are refused when they are
+    longer than a file's may be. Takes memory for two chunks, and for the answer.
     """
     found: set[ChunkId] = set()
-    for manifest in manifests:
-        if manifest.indirect:
-            slices = await inner_slices(chunks, bucket, manifest)
-            found.update(piece.chunk for piece in slices if piece.chunk)
-    return found
+    most = MANY if sizes is None else MAX_SLICES
+    for manifest, size in zip(manifests, itertools.repeat(None) if sizes is None else sizes, strict=False):
+        if not manifest.indirect:
+            continue
+        length = await walk(chunks, bucket, manifest, lambda some: found.update(piece.chunk for piece in some), most)
+        if size is not None and length != size:
+            raise BadManifest(f"slices of {length} bytes for a size of {size}")
+    return found - {b""}
 
 
-async def inner_slices(chunks: ChunkStore, bucket: BucketRow, manifest: Manifest) -> list[Slice]:
-    """The slices that an indirect manifest stands for. Raises as ``inner_chunks``."""
-    ids = [piece.chunk for piece in manifest.slices]
-    parts: list[tuple[ChunkId, bytes]] = []
-    while len(parts) < len(ids):
-        parts += await chunks.read(bucket.id, ids[len(parts) :])
-    return await asyncio.to_thread(_unpacked, bucket.chunk_key, manifest, parts)
+async def walk(
+    chunks: ChunkStore,
+    bucket: BucketRow,
+    manifest: Manifest,
+    visit: Callable[[Iterable[Slice]], None],
+    most: int = MANY,
+) -> int:
+    """Call ``visit``, on a thread, with the slices that an indirect manifest stands for, some at a time; the bytes they
+    make up. ``visit`` goes through what it gets. Raises as ``inner_chunks``."""
+    unpacker = Unpacker(most)
+
+    def take(outer: Slice, stored: bytes) -> None:
+        plain = memoryview(open_chunk(bucket.chunk_key, outer.chunk, stored))
+        if outer.offset + outer.length > len(plain):
+            raise BadManifest(f"a slice behind the end of chunk {outer.chunk.hex()}")
+        visit(unpacker.feed(plain[outer.offset : outer.offset + outer.length]))
+
+    for outer in manifest.slices:
+        [(_, stored)] = await chunks.read(bucket.id, [outer.chunk])
+        await asyncio.to_thread(take, outer, stored)
+    unpacker.end()
+    return unpacker.length
 
 
 def ranges(count: int) -> Iterator[tuple[int, int]]:
@@ -108,11 +133,3 @@ def ranges(count: int) -> Iterator[tuple[int, int]]:
     step = max(1, 256 * AT_ONCE // max(count, AT_ONCE))
     for first in range(0, 256, step):
         yield first, min(first + step, 256)
-
-
-def _unpacked(chunk_key: bytes, manifest: Manifest, parts: list[tuple[ChunkId, bytes]]) -> list[Slice]:
-    content = [
-        open_chunk(chunk_key, chunk, stored)[piece.offset : piece.offset + piece.length]
-        for (chunk, stored), piece in zip(parts, manifest.slices, strict=True)
-    ]
-    return unpack_slices(b"".join(content))

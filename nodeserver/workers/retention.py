@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Collection
+from functools import partial
 
 from nodeserver.chunks import ChunkStore
 from nodeserver.metadata import remains, retention, share
@@ -13,7 +14,7 @@ from nodeserver.metadata.retention import Thinned
 from nodeserver.metadata.store import Metadata
 from nodeserver.metadata.thinning import spent
 from nodeserver.protocol.wire import FileId, Purge, Purged, RetentionReport, VersionId
-from nodeserver.workers.references import References, inner_slices, ranges
+from nodeserver.workers.references import References, ranges, walk
 from nodeserver.workers.registry import Outcome, Run
 
 FILES = 20
@@ -120,7 +121,7 @@ class Retention:
             start = 0
             for some in groups(ids):
                 for place, manifest in await self._metadata.read(needs.load, bucket.bucket, some, start):
-                    needs.note(place, await inner_slices(self._chunks, bucket, manifest))
+                    await walk(self._chunks, bucket, manifest, partial(needs.note, place))
                 start += len(some)
                 await run.step()
             suspects = set(needs.newest)

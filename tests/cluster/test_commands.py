@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import MakeCluster
-from tests.cluster.nodes import Cluster, killed
+from tests.cluster.nodes import Cluster, decoded, killed
 from tests.conftest import MakeMount
 from tests.harness import command
 
@@ -96,3 +96,51 @@ def test_doctor_tells_of_nodes_that_are_down(make_cluster: MakeCluster, make_mou
     with killed(cluster.nodes[1]):
         cluster.until_state(cluster.nodes[1], "down")
         assert "is down" in command("mountfs", "doctor").stdout
+
+
+def test_a_code_for_more_nodes_than_there_are_is_refused_or_told_of(
+    make_cluster: MakeCluster, make_mount: MakeMount
+) -> None:
+    cluster = make_cluster(2)
+    cluster.first.create_bucket("docs")
+    code, said = bucket(cluster, "set", "docs", "redundancy=erasure:2+1")
+    assert code != 0
+    assert "erasure:2+1 takes 3 nodes, and there are 2" in said
+    assert "redundancy  auto" in bucket(cluster, "show", "docs")[1]
+    assert bucket(cluster, "set", "docs", "redundancy=erasure:2+1", "--force")[0] == 0
+    status = cluster.status()
+    assert not status["healthy"]
+    assert "bucket docs: erasure:2+1 takes 3 nodes, and there are 2" in status["problems"]
+    mount = make_mount(cluster.first, "docs")
+    (mount.path / "file").write_bytes(os.urandom(1 << 20))
+    mount.sync()
+    [chunk] = json.loads(command("mountfs", "why", mount.path / "file", "--json").stdout)["chunks"]
+    assert chunk["have"] < chunk["wanted"] == 3
+    assert chunk["scheme"] == "erasure:2+1"
+    assert (mount.path / "file").stat().st_size == 1 << 20
+    assert bucket(cluster, "set", "docs", "redundancy=replicate:2")[0] == 0
+
+
+def test_a_node_is_named_by_any_part_of_its_id(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(2)
+    id_, other = (cluster.id_of(node) for node in reversed(cluster.nodes))
+    first = next(length for length in range(1, 33) if id_[:length] not in other)
+    for part in (id_, id_[:first], id_[-8:], id_[-20:-2].upper()):
+        code, said = cluster.command("node", "weight", part, "2")
+        assert code == 0, said
+    for part, words in (("", "several nodes"), ("zz", "no node")):
+        code, said = cluster.command("node", "drain", part)
+        assert code != 0
+        assert words in said
+
+
+def test_a_bucket_may_belong_to_another_user(alone: Cluster) -> None:
+    assert bucket(alone, "create", "theirs", "--owner", "1234:2345")[0] == 0
+    assert bucket(alone, "create", "mine", "--owner", "root")[0] == 0
+    for name, owner in (("theirs", (1234, 2345)), ("mine", (0, 0))):
+        root = alone.first.api("GET", f"/buckets/{name}")["root"]
+        found = alone.first.api("GET", f"/buckets/{name}/files/{decoded(root).hex()}")["file"]
+        assert (found.get("uid", 0), found.get("gid", 0)) == owner
+    code, said = bucket(alone, "create", "none", "--owner", "no-such-user")
+    assert code != 0
+    assert "no-such-user" in said

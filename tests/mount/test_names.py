@@ -325,6 +325,35 @@ def test_extended_attributes_are_kept(here: Path, folder: Folder) -> None:
     assert os.listxattr(here) == ["user.directory"]
 
 
+def test_extended_attributes_have_limits(here: Path, folder: Folder) -> None:
+    if folder.mount is None:
+        pytest.skip("other file systems have others")
+    path = here / "file"
+    path.touch()
+    with fails_with(errno.E2BIG):
+        os.setxattr(path, "user.large", bytes(65_537))
+    with fails_with(errno.ERANGE):
+        os.setxattr(path, "user." + "x" * 251, b"")
+    for name in ("one", "other"):  # what the call takes, the server takes
+        os.setxattr(path, f"user.{name}", bytes(40_000))
+    os.setxattr(path, "user.third", bytes(65_536))
+    os.setxattr(path, "user.fourth", bytes(65_536))
+    with fails_with(errno.ENOSPC):
+        os.setxattr(path, "user.fifth", bytes(65_536))
+    os.setxattr(path, "user.one", b"")
+    os.setxattr(path, "user.fifth", bytes(65_536))
+
+    many = here / "many"
+    many.touch()
+    with fails_with(errno.ENOSPC):
+        for number in range(300):
+            os.setxattr(many, f"user.{number:0249}", b"")
+    assert len(os.listxattr(many)) == 65_536 // 255
+    folder.remount()
+    assert sorted(os.listxattr(path)) == [f"user.{name}" for name in ("fifth", "fourth", "one", "other", "third")]
+    assert len(os.listxattr(many)) == 65_536 // 255
+
+
 def test_hard_links_are_one_file(here: Path, folder: Folder) -> None:
     (here / "one").write_text("one")
     os.link(here / "one", here / "two")

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from mountfs.errors import Pending
-from nodeserver.metadata.checks import XATTR_MAX
 from nodeserver.protocol import wire
+from nodeserver.protocol.names import XATTR_MAX
 from tests.conftest import MakeMount
 from tests.faultproxy import FaultProxy
 from tests.harness import Mount, Node, command, eventually

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeserver.content.codec import MAX_CHUNK
-from nodeserver.content.manifest import BadManifest, check_slices, content_hash, pack_slices, unpack_slices
+from nodeserver.content.manifest import (
+    MAX_SLICES,
+    BadManifest,
+    Unpacker,
+    check_indirect,
+    check_slices,
+    content_hash,
+    pack_slices,
+    unpack_slices,
+)
 from nodeserver.protocol.wire import Slice
 
 CHUNK = bytes(range(32))
@@ -50,6 +59,38 @@ def test_the_hash_tells_manifests_and_buckets_apart(one: list[Slice], other: lis
 def test_an_impossible_slice_is_refused(piece: Slice) -> None:
     with pytest.raises(BadManifest):
         unpack_slices(pack_slices([Slice(CHUNK, 0, 1), piece]))
+
+
+@given(manifests, st.lists(st.integers(1, 80), max_size=20))
+def test_a_list_comes_back_part_by_part(slices: list[Slice], lengths: list[int]) -> None:
+    packed = memoryview(pack_slices(slices))
+    unpacker, found = Unpacker(), list[Slice]()
+    for length in [*lengths, len(packed)]:
+        found += unpacker.feed(packed[:length])
+        packed = packed[length:]
+    unpacker.end()
+    assert found == slices
+    assert unpacker.length == check_slices(slices)
+
+
+@given(st.one_of(st.binary(max_size=100), manifests.map(pack_slices).flatmap(lambda data: st.just(data[:-1]))))
+def test_a_list_that_is_none_is_refused_part_by_part_too(data: bytes) -> None:
+    unpacker = Unpacker()
+    try:
+        found = list(unpacker.feed(data))
+        unpacker.end()
+    except BadManifest:
+        return
+    assert found == unpack_slices(data)
+
+
+def test_the_length_of_a_list_is_limited() -> None:
+    with pytest.raises(BadManifest):
+        list(Unpacker().feed(b"\xdd" + (MAX_SLICES + 1).to_bytes(4, "big")))
+    with pytest.raises(BadManifest):
+        check_indirect([Slice(CHUNK, 0, MAX_CHUNK)] * 13)
+    with pytest.raises(BadManifest):
+        check_indirect([Slice(b"", 0, 10)])
 
 
 @given(st.binary(max_size=100))

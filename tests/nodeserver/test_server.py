@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import threading
 import time
@@ -275,3 +276,39 @@ def _fill(path: Path) -> None:
             with contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(size))
+
+
+def modes(directory: Path) -> dict[str, int]:
+    """The permissions of all that is in a directory and of itself, but for what is below a closed one."""
+    found = {".": stat.S_IMODE(directory.stat().st_mode)}
+    return found | {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir() if path.is_file()}
+
+
+def test_nobody_else_may_look_into_the_data_directory(tmp_path: Path) -> None:
+    data = tmp_path / "store"
+    data.mkdir(mode=0o755)
+    data.chmod(0o755)
+    node = Node(data).start()
+    try:
+        for name in ("one", "other"):
+            node.create_bucket(name)
+            assert {name: mode for name, mode in modes(data).items() if mode & 0o077} == {}
+            assert {"metadata.sqlite", "metadata.sqlite-wal"} <= modes(data).keys()
+            node.stop()
+            for path in (data, *data.iterdir()):  # as a release without a mask left them
+                path.chmod(0o755)
+            node.start()
+            assert "was open to other users" in node.log.read_text()
+    finally:
+        node.destroy()
+
+
+def test_a_directory_of_others_is_not_taken_for_data(tmp_path: Path) -> None:
+    data = tmp_path / "home"
+    data.mkdir()
+    data.chmod(0o755)
+    (data / "letter").write_text("x")
+    refused = serve(data)
+    assert refused.returncode == 1
+    assert "open to other users" in refused.stderr
+    assert modes(data) == {".": 0o755, "letter": modes(data)["letter"]}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from mountfs.cli.history.node import Talk
 from mountfs.errors import MountError
 from nodeserver.content.codec import CorruptChunk, open_chunk
-from nodeserver.content.manifest import unpack_slices
+from nodeserver.content.manifest import BadManifest, Unpacker, check_indirect
 from nodeserver.protocol.wire import ChunkId, Manifest, Slice
 
 KEPT = 4
@@ -28,7 +28,15 @@ class Reader:
             return []
         if not manifest.indirect:
             return manifest.slices
-        return unpack_slices(await self.read(manifest.slices))
+        try:
+            check_indirect(manifest.slices)
+            unpacker, found = Unpacker(), list[Slice]()
+            for piece in manifest.slices:
+                found += unpacker.feed(await self._piece(piece))
+            unpacker.end()
+        except BadManifest as error:
+            raise MountError(f"the list of slices of a content is wrong: {error}") from error
+        return found
 
     async def read(self, slices: Sequence[Slice]) -> bytes:
         """All of a content."""
