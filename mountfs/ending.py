@@ -15,7 +15,7 @@ import trio
 
 from mountfs import unmounting
 from mountfs.config import MountConfig
-from mountfs.errors import MountError
+from mountfs.errors import Busy, MountError
 from mountfs.fuse import session
 from mountfs.notify import notify
 from mountfs.vfs.filesystem import FileSystem
@@ -114,7 +114,8 @@ class Ending:
                 except MountError as error:
                     busy = error
                 else:
-                    return
+                    await trio.sleep(LAST)  # the end of the session cuts it short
+                    busy = Busy(f"{self._config.mountpoint}: unmounted, but something that is not seen here goes on")
                 if lazy:
                     log.warning("%s; unmounting all the same", busy)
                     await self._detach()

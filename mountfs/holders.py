@@ -41,6 +41,11 @@ def holders(mount: Mounted, ignore: Collection[int] = ()) -> list[str]:
     return _lasting(lambda: _holders(mount, ignore))
 
 
+def other_mounts(mount: Mounted) -> list[str]:
+    """The part of :func:`holders` that the kernel does not refuse to unmount for: other mounts; also those below."""
+    return _lasting(lambda: list(dict.fromkeys(_mounts(mount, dict(_tables())))))
+
+
 def elsewhere(device: str) -> bool:
     """Whether a file system is mounted anywhere."""
     return _lasting(lambda: any(mount.device == device for _, mounts in _tables() for mount in mounts))
@@ -53,8 +58,7 @@ def some(names: list[str]) -> str:
 
 def _holders(mount: Mounted, ignore: Collection[int]) -> list[str]:
     tables = dict(_tables())
-    ours = tables[os.getpid()]
-    found = dict.fromkeys(_mounts(mount, ours, tables))
+    found = dict.fromkeys(_mounts(mount, tables))
     points = {one.point for mounts in tables.values() for one in mounts if one.device == mount.device}
     found |= dict.fromkeys(_loops(points | {mount.point}))
     for pid, mounts in tables.items():
@@ -65,28 +69,41 @@ def _holders(mount: Mounted, ignore: Collection[int]) -> list[str]:
 
 def _tables() -> Iterator[tuple[int, list[Mounted]]]:
     """By process: what it sees mounted. Those that share a namespace get one list."""
-    parsed: dict[str, list[Mounted]] = {}
+    known: dict[tuple[str, str] | str, list[Mounted]] = {}
     for process in PROC.iterdir():
         if process.name.isdigit():
             with contextlib.suppress(OSError):
-                text = (process / "mountinfo").read_text(errors="surrogateescape")
-                if text:  # else it is ending
-                    yield int(process.name), parsed.setdefault(text, table(text))
+                key = _view(process) or process.name
+                if key not in known:
+                    text = (process / "mountinfo").read_text(errors="surrogateescape")
+                    if not text:
+                        continue  # it is ending
+                    known[key] = table(text)
+                yield int(process.name), known[key]
 
 
-def _mounts(mount: Mounted, ours: list[Mounted], tables: dict[int, list[Mounted]]) -> Iterator[str]:
+def _view(process: Path) -> tuple[str, str] | None:
+    """What decides which mounts a process sees; None when this user may not know."""
+    try:
+        return os.readlink(process / "ns/mnt"), os.readlink(process / "root")
+    except PermissionError:
+        return None
+
+
+def _mounts(mount: Mounted, tables: dict[int, list[Mounted]]) -> Iterator[str]:
     """Other mounts of the file system, and file systems mounted below it."""
+    ours = tables[os.getpid()]
     reached = _reached(mount, ours, tables)
-    seen: list[list[Mounted]] = []
+    seen = {mount.id}
     for pid, mounts in sorted(tables.items(), key=lambda item: item[1] is not ours):
-        if any(mounts is one for one in seen):
-            continue
-        seen.append(mounts)
         where = "" if mounts is ours else f" for {_name(pid)} ({pid})"
         by_id = {one.id: one for one in mounts}
         for one in mounts:
+            if one.id in seen:
+                continue
+            seen.add(one.id)
             above = by_id.get(one.parent)
-            if one.device == mount.device and one.id != mount.id and not (above and above.groups & reached):
+            if one.device == mount.device and not (above and above.groups & reached):
                 yield f"its mount at {one.point}{where}"
             if above and above.device == mount.device:
                 yield f"the {one.fstype} mounted at {one.point}{where}"

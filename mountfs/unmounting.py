@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mountfs import mounts
 from mountfs.errors import Busy
-from mountfs.holders import elsewhere, holders, some
+from mountfs.holders import elsewhere, holders, other_mounts, some
 from mountfs.mounts import Mounted
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def leave(point: Path, device: str) -> None:
     mount = _ours(point, device)
     if mount is None:
         raise Busy(f"{point}: unmounted already, and still in use")
-    if names := holders(mount, ignore=(os.getpid(),)):
+    if names := other_mounts(mount):
         raise Busy(f"{point}: in use by {some(names)}")
     try:
         mounts.unmount(point)

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -43,6 +44,16 @@ After=sysinit.target dbus.socket systemd-logind.service
 """
 
 
+def alone(point: Path | None, propagation: str = "private") -> list[str]:
+    """What starts a command in a mount namespace of its own, without our mounts in it, but for the one at ``point``.
+
+    A namespace holds what was mounted when it began, as long as it lives: mounts of other tests are not its business.
+    """
+    others = "awk '/ - fuse.mountfs / && $5 != p {print $5}' p=\"$1\" /proc/self/mountinfo"
+    script = f'{others} | xargs -r umount -l; shift; exec "$@"'
+    return ["unshare", "--mount", f"--propagation={propagation}", "sh", "-c", script, "sh", str(point or "")]
+
+
 class Machine:
     """The running container."""
 
@@ -73,8 +84,13 @@ class Machine:
         trace: TracebackType | None = None,
     ) -> None:
         if self._process:
-            self._process.kill()  # the kernel ends all that is in the container with its first process
-            self._process.wait()
+            self._find_leader()
+            if self._leader:  # with it the kernel ends all that is in the container; systemd-nspawn follows
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._leader, signal.SIGKILL)
+            else:
+                self._process.terminate()
+            self._process.wait(BOOT)
         for place in self.root, self._layer:
             subprocess.run(["umount", "-l", place], check=False, stderr=subprocess.DEVNULL)
 
@@ -163,14 +179,15 @@ class Machine:
             f"--bind-ro={sys.base_prefix}:/opt/python",
             f"--bind={self._layer}/fuse:/dev/fuse",
         ]
-        alone = ["--register=no", "--keep-unit", "--link-journal=no", "--private-network", "--console=read-only"]
+        private = ["--register=no", "--keep-unit", "--link-journal=no", "--private-network", "--console=read-only"]
         self._process = subprocess.Popen(
             [
+                *alone(None),
                 "systemd-nspawn",
                 "--quiet",
                 f"--directory={self.root}",
                 *binds,
-                *alone,
+                *private,
                 "--boot",
                 "systemd.unit=trial.target",
             ],
@@ -181,14 +198,20 @@ class Machine:
 
     def _booted(self) -> bool:
         """Whether services of the system and of the ordinary user can be started."""
+        self._find_leader()
+        if not self._leader:
+            return False
+        ready = ["nsenter", f"--target={self._leader}", "--all", "test", "-S", f"/run/user/{UID}/systemd/private"]
+        return subprocess.run(ready, check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+    def _find_leader(self) -> None:
+        """Find the first process in the container, once there is one."""
         assert self._process
+        if self._process.poll() is not None:
+            return
         task = Path(f"/proc/{self._process.pid}/task/{self._process.pid}")
         for child in (task / "children").read_text().split():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 ids = re.search(r"^NSpid:\t(.*)", Path(f"/proc/{child}/status").read_text(), re.MULTILINE)
                 if ids and ids[1].endswith("\t1"):
                     self._leader = int(child)
-        if not self._leader:
-            return False
-        ready = ["nsenter", f"--target={self._leader}", "--all", "test", "-S", f"/run/user/{UID}/systemd/private"]
-        return subprocess.run(ready, check=False, stderr=subprocess.DEVNULL).returncode == 0

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can boot a 
 
 POINT = "/home/someone/Photos"
 URL = "http://127.0.0.1:7070"
+FOLDER = "/srv/photos"
 TOKEN = "/home/someone/.config/mountfs/token"
+OPTIONS = f"_netdev,noauto,nofail,defaults,x-systemd.mount-timeout=400,drain_deadline=60,token-file={TOKEN}"
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         machine.run("systemctl", "start", "nodeserver")
         machine.write(TOKEN, machine.run("cat", "/var/lib/nodeserver/admin.token"), user=True)
         machine.run("mountfs", "bucket", "create", "photos", "--url", URL, "--token-file", TOKEN, user=True)
+        machine.run("mountfs", "bucket", "create", "fstab", "--url", URL, "--token-file", TOKEN)
+        machine.run("mkdir", POINT, user=True)
+        machine.run("mkdir", FOLDER)
         yield machine
 
 
@@ -33,7 +38,6 @@ def test_a_mount_is_a_service_of_an_ordinary_user(machine: Machine) -> None:
         f"SOURCE={URL}/photos\nMOUNTPOINT={POINT}\nMOUNTFS_TOKEN_FILE={TOKEN}\n",
         user=True,
     )
-    machine.run("mkdir", POINT, user=True)
     control(machine, "enable", "--now")
     machine.run("sh", "-c", f"echo first > {POINT}/file", user=True)
     pid = main_pid(machine)
@@ -67,14 +71,8 @@ def is_mounted(machine: Machine) -> bool:
     return f" {POINT} " in machine.run("cat", "/proc/self/mountinfo")
 
 
-FOLDER = "/srv/photos"
-
-
 def test_a_line_of_fstab_is_a_unit_that_ends_when_all_is_sent(machine: Machine) -> None:
-    machine.run("mountfs", "bucket", "create", "fstab", "--url", URL, "--token-file", TOKEN)
-    options = f"_netdev,noauto,nofail,defaults,x-systemd.mount-timeout=400,drain_deadline=60,token-file={TOKEN}"
-    fstab(machine, f"{URL}/fstab {FOLDER} mountfs {options} 0 0")
-    machine.run("mkdir", "-p", FOLDER)
+    fstab(machine, f"{URL}/fstab {FOLDER} mountfs {OPTIONS} 0 0")
     machine.run("systemctl", "start", "srv-photos.mount")
     machine.run("sh", "-c", f"head -c 3000000 /dev/urandom > {FOLDER}/file; cp {FOLDER}/file /root/copy")
     machine.run("systemctl", "stop", "srv-photos.mount")
@@ -97,6 +95,7 @@ def test_a_line_of_fstab_is_a_unit_that_ends_when_all_is_sent(machine: Machine) 
 
 
 def test_a_mount_becomes_read_only_and_back(machine: Machine) -> None:
+    fstab(machine, f"{URL}/fstab {FOLDER} mountfs {OPTIONS} 0 0")
     machine.run("mount", FOLDER)
     machine.run("mount", "-o", "remount,ro", FOLDER)
     assert "Read-only" in machine.run("touch", f"{FOLDER}/refused", code=1)
@@ -134,7 +133,8 @@ def test_allow_other_is_for_users_when_root_says_so(machine: Machine) -> None:
     machine.write("/etc/fuse.conf", "user_allow_other\n")
     machine.run("chmod", "644", "/etc/fuse.conf")
     machine.run(*arguments, user=True)
-    assert "by-fstab" in machine.run("ls", POINT)
+    machine.run("touch", f"{POINT}/new", user=True)
+    assert "new" in machine.run("ls", POINT)
     machine.run("mountfs", "umount", POINT, user=True)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mountfs import mounts
+from tests.cli.machine import alone
 from tests.cli.test_lifecycle import failed, mount, pid_of, point, shared
 from tests.conftest import MakeNode
 from tests.harness import BIN, Node, command, eventually, is_mount
@@ -85,9 +86,7 @@ def test_a_bind_mount_holds_the_mount(shared: Node, point: Path, tmp_path: Path)
 
 def namespace(point: Path, propagation: str) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
     """A process in a mount namespace of its own, without what other tests have mounted."""
-    alone = "awk '/ - fuse.mountfs / && $5 != p {print $5}' p=\"$1\" /proc/self/mountinfo | xargs -r umount -l"
-    script = f"{alone}; echo in; exec sleep 600"
-    return running("unshare", "--mount", f"--propagation={propagation}", "sh", "-c", script, "sh", point)
+    return running(*alone(point, propagation), "sh", "-c", "echo in; exec sleep 600")
 
 
 @root_only
