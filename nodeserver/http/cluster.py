@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from nodeserver.http.codec import MAX_SEQ, answer, hex_id, integer_parameter, read
+from nodeserver.http.codec import ASKED, MAX_SEQ, answer, hex_id, integer_parameter, read
 from nodeserver.http.problems import Refused
 from nodeserver.http.services import identity, node_services, services
 from nodeserver.metadata import members, repairs
@@ -28,7 +28,7 @@ async def cluster(request: Request) -> Response:
 
 async def join(request: Request) -> Response:
     identity(request, "join")
-    here, member = services(request), (await read(request, Join)).member
+    here, member = services(request), (await read(request, Join, ASKED)).member
     if len(member.id) != NODE_ID or METADATA in member.roles:
         raise Refused(Code.MALFORMED, "a server with metadata joins by the database, not by a token")
     found = await here.metadata.write_across(members.heard, member, time.time_ns())

@@ -13,6 +13,7 @@ from nodeserver.content.manifest import BadManifest
 from nodeserver.http.buckets import usage
 from nodeserver.http.chunks import put
 from nodeserver.http.codec import MAX_SEQ, answer, integer_parameter, read, seconds_parameter
+from nodeserver.http.limits import address_of, limits
 from nodeserver.http.problems import Refused
 from nodeserver.http.services import identity, services
 from nodeserver.metadata.checks import check_commit
@@ -37,7 +38,7 @@ async def commit(request: Request) -> Response:
         # What it refers to must stay until the commit does.
         async with here.chunks.using(known.id, chunks):
             if batch.chunks:
-                await put(request, known.id, batch.chunks)
+                await put(request, known, batch.chunks)
             inner = await inner_chunks(here.chunks, known, manifests)
             async with here.chunks.using(known.id, inner):
                 if missing := await here.chunks.missing(known.id, list(stored | inner)):
@@ -69,7 +70,12 @@ async def changes(request: Request) -> Response:
     since = integer_parameter(request, "since", 0, 0, MAX_SEQ)
     limit = integer_parameter(request, "limit", MAX_CHANGES, 1, MAX_CHANGES)
     wait = seconds_parameter(request, "wait", MAX_WAIT)
-    seq, found = await here.metadata.changes(bucket, since, limit, wait)
+    news = None
+    if wait:
+        news = await limits(request).waiting.wait(
+            address_of(request), here.metadata.changes(bucket, since, limit, wait)
+        )
+    seq, found = news or await here.metadata.changes(bucket, since, limit, 0)
     row = await here.metadata.bucket(bucket)
     return answer(request, Changes(seq, found, usage(here, row), row.redundancy, here.membership.map.epoch))
 

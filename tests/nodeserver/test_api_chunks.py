@@ -56,14 +56,14 @@ def test_a_damaged_upload_is_refused(api: Api, size: int) -> None:
     data = os.urandom(size)
     chunk, stored = chunk_id(api.bucket.chunk_key, data), bytearray(encode(data))
     stored[-1] ^= 1
-    good = encode(b"good")
+    good = chunk_id(api.bucket.chunk_key, b"good")
     path = f"/buckets/{api.name}/chunks/{chunk.hex()}"
     assert problem(api.http.put(path, content=bytes(stored)), Code.CHECKSUM).ids == [chunk.hex()]
-    both = ChunkBatch([(bytes(32), good), (chunk, bytes(stored))])
+    both = ChunkBatch([(good, encode(b"good")), (chunk, bytes(stored))])
     assert problem(api.request("POST", "/chunks", both), Code.CHECKSUM).ids == [chunk.hex()]
     problem(api.http.put(path, content=b""), Code.CHECKSUM)
-    missing = api.request("POST", "/chunks/missing", ChunkIds([chunk, bytes(32)]))
-    assert unpack(missing.content, ChunkIds).ids == [chunk, bytes(32)]
+    missing = api.request("POST", "/chunks/missing", ChunkIds([chunk, good]))
+    assert unpack(missing.content, ChunkIds).ids == [chunk, good]
 
 
 def test_a_chunk_that_rots_on_the_disk_is_told_and_can_be_put_again(api: Api) -> None:
