@@ -26,7 +26,7 @@ from mountfs.sync.batches import Batch, Sent, build, cancelled
 from mountfs.sync.carry import Chunks, carry
 from mountfs.sync.context import Context
 from mountfs.sync.uploads import Upload, Uploads
-from nodeserver.client import ClientError, QuorumLost, Refused, Unreachable
+from nodeserver.client import BadAnswer, ClientError, QuorumLost, Refused, Unreachable
 from nodeserver.content.manifest import unpack_slices
 from nodeserver.protocol import wire
 from nodeserver.protocol.errors import Code
@@ -298,6 +298,8 @@ class Committer:
             began = trio.current_time()
             try:
                 answer = await self._context.client.commit_packed(self._bucket.name, body)
+                if len(answer.results) != len(batch.ops):
+                    raise BadAnswer(f"{len(answer.results)} results of {len(batch.ops)} operations")
                 self._acknowledged(batch, answer)
             except (ClientError, OSError) as error:
                 if isinstance(error, Refused) and error.code is Code.MISSING_CHUNKS:

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 PAGE = 5000
 """Names asked for in one request."""
+OLDER = 0.02
+"""Seconds until a server that answered with less than is known here is asked again."""
 RESOLVE_LIMIT = 64
 """A directory with more changed names than this is listed anew instead."""
 
@@ -53,6 +55,7 @@ class Remote:
                     raise os_error(error) from error
                 if answer.seq >= bucket.known:
                     return answer
+                await trio.sleep(OLDER)
 
     # Buckets
 
