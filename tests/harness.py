@@ -63,8 +63,10 @@ class Node:
     new_database: ClassVar[Callable[[], str] | None] = None
     """Makes the metadata database of a server that is told of none, if that is not to be the one in its directory."""
 
-    def __init__(self, data: Path, *, options: Sequence[str] = ()) -> None:
+    def __init__(self, data: Path, *, options: Sequence[str] = (), prefix: Sequence[str] = ()) -> None:
+        """``prefix``: a program that runs the server, with its arguments."""
         self.data = data
+        self.prefix = tuple(prefix)
         self.log = data.with_name(data.name + ".log")
         self.options = tuple(options)
         if Node.new_database and "--metadata" not in options:
@@ -94,7 +96,8 @@ class Node:
         """Start the process and wait for its ``ready`` line."""
         assert self._process is None, "the server is running"
         listen = self.url.removeprefix("http://") or "127.0.0.1:0"
-        args: list[str | Path] = [BIN / "nodeserver", "serve", "--data", self.data, "--listen", listen, *self.options]
+        serve: list[str | Path] = [BIN / "nodeserver", "serve", "--data", self.data, "--listen", listen]
+        args = [*self.prefix, *serve, *self.options]
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
         line = _first_line(self._process, START)

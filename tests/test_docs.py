@@ -20,7 +20,7 @@ from nodeserver.chunks.s3 import catalogue, objects
 from nodeserver.client import connection
 from nodeserver.content import chunker, codec, manifest
 from nodeserver.http import codec as bodies
-from nodeserver.http import server
+from nodeserver.http import limits, server
 from nodeserver.metadata import buckets, engines, migrations, tables
 from nodeserver.protocol import errors, wire
 from nodeserver.protocol.names import XATTR_LIST_MAX, XATTR_MAX, XATTR_VALUE_MAX
@@ -155,6 +155,12 @@ def test_modules_and_packages_that_the_map_names_exist() -> None:
         ("formats.md", f"a batch {wire.MAX_BATCH_CHUNKS:,} chunks and {size(wire.MAX_BATCH_BYTES)}"),
         ("formats.md", f"of a file {size(XATTR_MAX)} together, {size(XATTR_VALUE_MAX)} a value"),
         ("formats.md", f"and {size(XATTR_LIST_MAX)} of names. A body must arrive within {bodies.BODY_DEADLINE:g} s"),
+        ("formats.md", f"within {bodies.PAUSE:g} s and a second for each {size(bodies.SLOWEST)}."),
+        ("formats.md", f"{limits.DESCRIPTORS:,} at most; {limits.FILES} of them for files"),
+        ("formats.md", f"who may write | {size(limits.WRITERS)}, {size(limits.WRITERS // 2)} an address"),
+        ("formats.md", f"only read | {size(limits.READERS)}, {size(limits.READERS // 2)} an address"),
+        ("formats.md", f"| time without a whole request | {server.IDLE:g} s |"),
+        ("formats.md", f"| time that an answer stays unread | {server.UNREAD:g} s |"),
         ("formats.md", f"`type` is `{errors.PREFIX}`"),
         ("decisions/0001-journal-first.md", f"less than {size(staging.SMALL)} staged"),
         ("decisions/0003-kernel-caches.md", f"raised to {session.READ_AHEAD_KB >> 10} MiB"),

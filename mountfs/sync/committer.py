@@ -29,7 +29,7 @@ from mountfs.sync.context import LOST, Context
 from mountfs.sync.errors import hopeless, unreadable
 from mountfs.sync.rewound import PutBack
 from mountfs.sync.uploads import Upload, Uploads
-from nodeserver.client import ClientError, QuorumLost, Refused, Unreachable
+from nodeserver.client import BadAnswer, ClientError, QuorumLost, Refused, Unreachable
 from nodeserver.content.manifest import unpack_slices
 from nodeserver.protocol import wire
 from nodeserver.protocol.errors import Code
@@ -358,6 +358,8 @@ class Committer:
             began = trio.current_time()
             try:
                 answer = await self._context.client.commit_packed(self._bucket.name, body)
+                if len(answer.results) != len(batch.ops):
+                    raise BadAnswer(f"{len(answer.results)} results of {len(batch.ops)} operations")
                 self._acknowledged(batch, answer)
             except (ClientError, OSError) as error:
                 if isinstance(error, Refused) and (hopeless(error) or error.code in ANEW):

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 FEED_WAIT = 25.0
 """Seconds the server holds a request for changes that are not there yet."""
+FEED_EARLY = 0.5
+"""Seconds before which an answer without changes comes only from a server that has no time to wait."""
 FEED_RETRY_FIRST, FEED_RETRY_MOST = 0.5, 15.0
 CATCH_UP = 1.0
 """Seconds that a mount takes at most, before it is there, to learn what changed while it was not."""
@@ -117,16 +119,21 @@ class Engine:
         delay, wait = FEED_RETRY_FIRST, 0.0
         looked = self._looked[bucket.id]
         while True:
+            asked = trio.current_time()
             try:
                 changes = await self._changes(bucket, wait)
                 bucket.redundancy = changes.redundancy
                 self.context.nodes.heard(changes.epoch)
                 self.remote.apply(bucket, changes)
-            except (ClientError, OSError) as error:
+            except Exception as error:
                 if isinstance(error, Refused) and error.code is Code.HISTORY_GONE:
                     await self._committers[bucket.id].put_back()
                     self.remote.invalidate_all(bucket)
+                    await trio.sleep(delay * random.random())  # noqa: S311
+                    delay = min(delay * 2, FEED_RETRY_MOST)
                     continue
+                if not isinstance(error, (ClientError, OSError)):  # the mount goes on whatever a server says
+                    self.context.report(0, f"bucket {bucket.name}: changes that cannot be used: {error!r}")
                 looked.set()
                 log.debug("change feed of bucket %s: %s", bucket.name, error)
                 with trio.move_on_after(delay * (0.5 + random.random())):  # noqa: S311
@@ -136,6 +143,8 @@ class Engine:
                 continue
             if not changes.commits:
                 looked.set()
+                if trio.current_time() - asked < min(wait, FEED_EARLY):
+                    await trio.sleep(FEED_EARLY)  # a server that does not wait must not be asked all the time
                 wait = FEED_WAIT
             delay = FEED_RETRY_FIRST
 

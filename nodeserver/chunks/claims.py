@@ -38,7 +38,8 @@ class Claims:
     @contextmanager
     def doom(self, bucket: bytes, ids: Collection[ChunkId]) -> Iterator[list[ChunkId]]:
         """Those of ``ids`` that nobody uses; who wants to waits for the end of the block."""
-        doomed = [chunk for chunk in ids if (bucket, chunk) not in self._used and (bucket, chunk) not in self._dying]
+        once = dict.fromkeys(ids)
+        doomed = [chunk for chunk in once if (bucket, chunk) not in self._used and (bucket, chunk) not in self._dying]
         end = asyncio.Event()
         self._dying.update(((bucket, chunk), end) for chunk in doomed)
         try:

@@ -20,6 +20,7 @@ from nodeserver.cli.serving import Plan, run
 from nodeserver.cli.units import Duration, Size
 from nodeserver.datadir import hold
 from nodeserver.http.assembly import Standing
+from nodeserver.http.logs import OneLine
 from nodeserver.workers.schedule import Times
 
 DEFAULT_LISTEN = "127.0.0.1:7070"
@@ -164,7 +165,9 @@ def command(
         )
     if chunks and chunks.plain and not insecure:
         raise Failure("the endpoint of --chunks is reached by plain HTTP: use https, or --insecure.", EXIT_USAGE)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     if roles and "metadata" in roles and join:
         raise Failure(
             "a node that joins keeps chunks alone: metadata on several servers takes --metadata postgresql://, "

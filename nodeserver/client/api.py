@@ -11,6 +11,7 @@ import anyio
 import httpx
 import msgspec
 
+from nodeserver.client.answers import check_answer, check_changes, check_listing
 from nodeserver.client.batches import batches
 from nodeserver.client.breaker import Observer, State
 from nodeserver.client.calls import as_of, base64url, of_bucket, of_file
@@ -171,14 +172,14 @@ class Client(History, Upkeep, ClusterCalls):
     ) -> FileAnswer:
         """A file with its whole manifest, now or as of commit ``at``."""
         path = of_file(bucket, file_id) + as_of(at, "?")
-        return await self._get(path, FileAnswer, deadline)
+        return check_answer(await self._get(path, FileAnswer, deadline), file_id)
 
     async def lookup(
         self, bucket: str, dir_id: FileId, name: bytes, at: int | None = None, *, deadline: float | None = None
     ) -> FileAnswer:
         """What a directory has under a name, or had as of commit ``at``."""
         path = f"{of_file(bucket, dir_id)}/lookup?name={base64url(name)}{as_of(at)}"
-        return await self._get(path, FileAnswer, deadline)
+        return check_answer(await self._get(path, FileAnswer, deadline))
 
     async def entries(
         self,
@@ -192,7 +193,7 @@ class Client(History, Upkeep, ClusterCalls):
     ) -> Listing:
         """A page of a directory's entries, now or as of commit ``at``: those whose names follow ``after``."""
         path = f"{of_file(bucket, dir_id)}/entries?after={base64url(after)}&limit={limit}{as_of(at)}"
-        return await self._get(path, Listing, deadline)
+        return check_listing(await self._get(path, Listing, deadline), dir_id, after)
 
     async def changes(
         self,
@@ -212,7 +213,8 @@ class Client(History, Upkeep, ClusterCalls):
         """
         path = f"{of_bucket(bucket)}/changes?since={since}&wait={wait:g}&known={known}&known_ns={known_ns}"
         seconds = self._seconds(deadline)
-        return await self._node.call("GET", path, Changes, deadline=wait + seconds, once=True)
+        answer = await self._node.call("GET", path, Changes, deadline=wait + seconds, once=True)
+        return check_changes(answer, since)
 
     # chunks
 
@@ -221,8 +223,10 @@ class Client(History, Upkeep, ClusterCalls):
         path, left = f"{of_bucket(bucket)}/chunks/missing", _countdown(self._seconds(deadline))
         missing: list[ChunkId] = []
         for start in range(0, len(ids), MAX_BATCH_CHUNKS):
-            body = pack(ChunkIds(list(ids[start : start + MAX_BATCH_CHUNKS])))
-            missing += (await self._node.call("POST", path, ChunkIds, body=body, deadline=left())).ids
+            asked = list(ids[start : start + MAX_BATCH_CHUNKS])
+            answer = await self._node.call("POST", path, ChunkIds, body=pack(ChunkIds(asked)), deadline=left())
+            lacking = set(answer.ids)
+            missing += [chunk for chunk in asked if chunk in lacking]
         return missing
 
     async def put_chunk(self, bucket: str, chunk: ChunkId, stored: Buffer, *, deadline: float | None = None) -> None:

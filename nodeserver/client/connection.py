@@ -14,11 +14,21 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import httpx
 
 from nodeserver.client.errors import reason
-from nodeserver.client.http1 import END, HEAD_MAX, Head, parse_head, parse_size, request_head
+from nodeserver.client.http1 import (
+    END,
+    HEAD_MAX,
+    INTERIM_MAX,
+    Head,
+    check_framing,
+    parse_head,
+    parse_size,
+    request_head,
+)
 from nodeserver.client.sockets import nonblocking, shut_down
 
 BULK = 256 * 1024
@@ -40,7 +50,7 @@ class Connection:
         self._sock = sock
         self._limiter = limiter
         self._scratch = memoryview(bytearray(HEAD_MAX))
-        self._unread = memoryview(b"")
+        self._unread = memoryview(b"")  # of bytes
         self._used = time.monotonic()
         self._lock = threading.Lock()
         self._on_thread = False
@@ -110,9 +120,12 @@ class Connection:
 
     async def _answer(self, method: str) -> tuple[Head, Buffer]:
         await self._begin()
-        head = parse_head(await self._until(END), method)
-        while head.status < 200:
+        for _ in range(INTERIM_MAX):
             head = parse_head(await self._until(END), method)
+            if head.status >= 200:
+                break
+        else:
+            raise httpx.RemoteProtocolError(f"{INTERIM_MAX} interim answers and no final one")
         if head.chunked:
             body = await self._chunked()
         elif head.length is None:
@@ -136,13 +149,25 @@ class Connection:
 
     async def _until(self, mark: bytes) -> bytes:
         """What comes before ``mark``, which is consumed too."""
-        data = bytes(self._unread)
-        while (end := data.find(mark)) < 0:
+        data = self._unread.obj
+        assert isinstance(data, bytes)
+        start = len(data) - len(self._unread)
+        if (end := data.find(mark, start)) < 0:
+            start, data, end = 0, await self._more(bytes(self._unread), mark), -1
+            end = data.index(mark)
+        self._unread = memoryview(data)[end + len(mark) :]
+        return data[start:end]
+
+    async def _more(self, begun: bytes, mark: bytes) -> bytes:
+        """``begun`` and what follows it, at least until ``mark``."""
+        data = bytearray(begun)
+        looked = 0
+        while data.find(mark, looked) < 0:
             if len(data) > HEAD_MAX:
                 raise httpx.RemoteProtocolError(f"more than {HEAD_MAX} bytes without an end of line or head")
+            looked = max(0, len(data) - len(mark) + 1)
             data += await self._some(self._scratch)
-        self._unread = memoryview(data)[end + len(mark) :]
-        return data[:end]
+        return bytes(data)
 
     async def _exactly(self, length: int) -> Buffer:
         _check_size(length)
@@ -181,13 +206,17 @@ class Connection:
 
     async def _chunked(self) -> Buffer:
         body = bytearray()
-        while size := parse_size(await self._until(b"\r\n")):
+        framing = 0
+        while size := parse_size(line := await self._until(b"\r\n")):
             _check_size(len(body) + size)
+            framing += len(line) + 4
+            check_framing(framing, len(body))
             body += await self._exactly(size)
             if await self._until(b"\r\n"):
                 raise httpx.RemoteProtocolError("a chunk of the body is longer than it says")
-        while await self._until(b"\r\n"):
-            pass  # trailers
+        while trailer := await self._until(b"\r\n"):
+            framing += len(trailer) + 2
+            check_framing(framing, len(body))
         return body
 
     async def _rest(self) -> Buffer:
@@ -207,6 +236,8 @@ class Connection:
         return view[:count]
 
     async def _receive(self, view: memoryview) -> int:
+        # A server that is always ahead must not keep the loop, and everybody else's requests, to itself.
+        await anyio.lowlevel.checkpoint()
         return await nonblocking(self._sock, lambda: self._sock.recv_into(view), anyio.wait_readable)
 
     # on a thread

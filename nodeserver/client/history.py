@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from nodeserver.client.answers import check_more, check_page
 from nodeserver.client.calls import Calls, as_of, base64url, of_bucket, of_file
+from nodeserver.client.errors import BadAnswer
 from nodeserver.protocol.wire import (
     Events,
     FileId,
@@ -37,14 +39,19 @@ class History(Calls):
     ) -> TreeListing:
         """A page of all that is, or was, below a directory: the paths that follow ``after`` in the order of a walk."""
         path = f"{of_file(bucket, dir_id)}/tree?after={base64url(after)}&limit={limit}{as_of(at)}"
-        return await self._get(path, TreeListing, deadline)
+        answer = await self._get(path, TreeListing, deadline)
+        paths = [entry.name.split(b"/") for entry in answer.entries]
+        check_page(paths, after.split(b"/") if after else [], more=answer.more)
+        return answer
 
     async def names(
         self, bucket: str, dir_id: FileId, after: bytes = b"", limit: int = 1000, *, deadline: float | None = None
     ) -> PastNames:
         """A page of the names that have or had content in a directory, those that follow ``after``."""
         path = f"{of_file(bucket, dir_id)}/names?after={base64url(after)}&limit={limit}"
-        return await self._get(path, PastNames, deadline)
+        answer = await self._get(path, PastNames, deadline)
+        check_page([one.name for one in answer.names], after, more=answer.more)
+        return answer
 
     async def versions(
         self,
@@ -58,7 +65,9 @@ class History(Calls):
     ) -> Versions:
         """A page of the history of a name, those versions that follow ``after``, oldest first."""
         path = f"{of_file(bucket, dir_id)}/versions?name={base64url(name)}&after={after.hex()}&limit={limit}"
-        return await self._get(path, Versions, deadline)
+        answer = await self._get(path, Versions, deadline)
+        check_more([one for one in answer.versions if one.id != after], more=answer.more)
+        return answer
 
     async def version(self, bucket: str, version_id: VersionId, *, deadline: float | None = None) -> Version:
         """A version with its whole manifest."""
@@ -76,4 +85,7 @@ class History(Calls):
         self, bucket: str, file_id: FileId, before: int = 0, limit: int = 1000, *, deadline: float | None = None
     ) -> Events:
         """What happened to a file or below a directory, newest first; ``before``: only in commits before that one."""
-        return await self._get(f"{of_file(bucket, file_id)}/log?before={before}&limit={limit}", Events, deadline)
+        answer = await self._get(f"{of_file(bucket, file_id)}/log?before={before}&limit={limit}", Events, deadline)
+        if answer.before < 0 or (before and answer.before >= before):
+            raise BadAnswer("the server answered with a log that does not go back")
+        return answer

@@ -9,6 +9,10 @@ import httpx
 
 HEAD_MAX = 64 * 1024
 """Bytes in the head of an answer."""
+FIELDS_MAX = 256
+"""Fields in the head of an answer."""
+INTERIM_MAX = 16
+"""Answers of 1xx before the final one, and that one."""
 END = b"\r\n\r\n"
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\r\n]*)?")
@@ -45,6 +49,8 @@ def parse_head(data: bytes, method: str) -> Head:
     first, *lines = data.split(b"\r\n")
     if not (status_line := _STATUS.fullmatch(first)):
         raise httpx.RemoteProtocolError(f"not an HTTP/1 answer: {first[:40]!r}")
+    if len(lines) > FIELDS_MAX:
+        raise httpx.RemoteProtocolError(f"more than {FIELDS_MAX} header fields")
     headers = []
     fields: dict[bytes, bytes] = {}
     for line in lines:
@@ -70,6 +76,15 @@ def parse_size(line: bytes) -> int:
     if not re.fullmatch(rb"[0-9a-fA-F]{1,15}", digits):
         raise httpx.RemoteProtocolError(f"not the size of a chunk: {line[:40]!r}")
     return int(digits, 16)
+
+
+def check_framing(framing: int, body: int) -> None:
+    """Raises httpx.RemoteProtocolError when a chunked body has more around it, trailers included, than is in it.
+
+    One of tiny chunks, or one whose trailers do not end, would take the time of its reader for nothing.
+    """
+    if framing > HEAD_MAX + body:
+        raise httpx.RemoteProtocolError(f"{framing} bytes of chunk sizes and trailers around {body} of body")
 
 
 def _length(value: bytes | None) -> int | None:

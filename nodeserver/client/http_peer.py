@@ -13,7 +13,7 @@ from nodeserver.client.node import STORED, Node
 from nodeserver.client.peer import Peer
 from nodeserver.protocol.cluster import ChunksAsked, Held, PieceBuckets, PieceIds, Pieces
 from nodeserver.protocol.errors import Code
-from nodeserver.protocol.pieces import PieceId, chunk_of
+from nodeserver.protocol.pieces import PieceId, chunk_of, valid
 from nodeserver.protocol.wire import MAX_BATCH_CHUNKS, ChunkId, pack
 
 
@@ -71,6 +71,7 @@ class HttpPeer(Peer):
     ) -> list[tuple[PieceId, Buffer]]:
         path, seconds = f"{_bucket(bucket)}/read", self._data if deadline is None else deadline
         found: list[tuple[PieceId, Buffer]] = []
+        asked = frozenset(pieces)
         looked = 0
         while looked < len(pieces):
             body = pack(PieceIds(list(pieces[looked : looked + MAX_BATCH_CHUNKS])))
@@ -78,7 +79,7 @@ class HttpPeer(Peer):
             if not (some := len(answer.pieces) + len(answer.absent)):
                 break
             looked += some
-            found += answer.pieces
+            found += [(piece, data) for piece, data in answer.pieces if piece in asked]
         return found
 
     async def find(
@@ -88,13 +89,16 @@ class HttpPeer(Peer):
         path = f"{_bucket(bucket)}/find"
         answer = await self._node.call("POST", path, Pieces, body=body, deadline=seconds, once=True)
         found: dict[ChunkId, list[Held]] = {}
+        asked = frozenset(chunks)
         for held in answer.pieces:
-            found.setdefault(chunk_of(held.piece), []).append(held)
+            if valid(held.piece) and held.size >= 0 and (chunk := chunk_of(held.piece)) in asked:
+                found.setdefault(chunk, []).append(held)
         return found
 
     async def listing(self, bucket: bytes, first: int, beyond: int, *, deadline: float | None = None) -> list[Held]:
         path, seconds = f"{_bucket(bucket)}?first={first}&beyond={beyond}", self._data if deadline is None else deadline
-        return (await self._node.call("GET", path, Pieces, deadline=seconds, once=True)).pieces
+        listing = (await self._node.call("GET", path, Pieces, deadline=seconds, once=True)).pieces
+        return [held for held in listing if valid(held.piece) and held.size >= 0]
 
     async def delete(self, bucket: bytes, pieces: Collection[PieceId], *, deadline: float | None = None) -> None:
         ids = list(pieces)

@@ -47,7 +47,7 @@ class Node:
         self.breaker = Breaker()
         self.requests = 0
         """How many were sent."""
-        self.url = _base(url)
+        self.url = base(url)
         self._prefix = self.url.raw_path.rstrip(b"/") + b"/v1/"
         self._transport = transport
         self._headers = [
@@ -142,7 +142,8 @@ def _asked(request: httpx.Request) -> str:
     return f"{request.method} {request.extensions['target'].decode()} at {request.url}"
 
 
-def _base(url: str) -> httpx.URL:
+def base(url: str) -> httpx.URL:
+    """The URL of a node server. Raises InvalidUrl when it cannot be one."""
     with mapped():
         parsed = httpx.URL(url)
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:

@@ -16,6 +16,8 @@ import zstandard
 from blake3 import blake3
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from typing_extensions import Buffer
 
 MAX_CHUNK = 8 * 1024 * 1024
@@ -125,6 +127,20 @@ def open_chunk(chunk_key: bytes, expected: bytes, stored: Buffer) -> bytes | mem
     if chunk_id(chunk_key, plaintext) != expected:
         raise CorruptChunk(f"the content is not that of chunk {expected.hex()}", expected)
     return plaintext
+
+
+def plain_length(stored: Buffer) -> int:
+    """Bytes of the plaintext that a stored chunk says it has. Raises ``CorruptChunk``."""
+    return _open(memoryview(stored).cast("B"))[1]
+
+
+def prove(chunk_key: bytes, chunks: Iterable[tuple[bytes, Buffer]]) -> None:
+    """Check that stored chunks are those of their ids. Raises ``CorruptChunk``, which names the first that is not."""
+    for chunk, stored in chunks:
+        try:
+            open_chunk(chunk_key, chunk, stored)
+        except CorruptChunk as error:
+            raise CorruptChunk(f"chunk {chunk.hex()}: {error}", chunk) from error
 
 
 def _checksum(fields: Buffer, payload: Buffer) -> bytes:

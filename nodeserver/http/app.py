@@ -20,6 +20,7 @@ from nodeserver.http import (
     upkeep,
     workers,
 )
+from nodeserver.http.limits import Limits, connections, raise_descriptors
 from nodeserver.http.problems import Envelope, Refused
 from nodeserver.http.services import NodeServices, Services
 from nodeserver.protocol.errors import Code
@@ -29,12 +30,13 @@ async def _no_metadata(_request: Request) -> Response:
     raise Refused(Code.NO_METADATA, "it has no metadata; /v1/cluster tells which nodes have")
 
 
-def build(services: NodeServices) -> ASGIApp:
+def build(services: NodeServices, limits: Limits | None = None) -> ASGIApp:
     """The ASGI application of a server."""
+    limits = limits or Limits(connections(raise_descriptors()))
     routes = [*node.ROUTES, *pieces.ROUTES, *workers.ROUTES]
     if not isinstance(services, Services):
         rest = Route("/v1/{path:path}", _no_metadata, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
-        return Envelope(Router([*routes, *cluster.MAP_ROUTES, rest], redirect_slashes=False), services)
+        return Envelope(Router([*routes, *cluster.MAP_ROUTES, rest], redirect_slashes=False), services, limits)
     routes += [
         *cluster.ROUTES,
         *status.ROUTES,
@@ -45,4 +47,4 @@ def build(services: NodeServices) -> ASGIApp:
         *buckets.ROUTES,
         *upkeep.ROUTES,
     ]
-    return Envelope(Router(routes, redirect_slashes=False), services)
+    return Envelope(Router(routes, redirect_slashes=False), services, limits)

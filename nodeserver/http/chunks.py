@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from starlette.endpoints import HTTPEndpoint
@@ -11,15 +13,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nodeserver.chunks import NoChunk
-from nodeserver.content.codec import MAX_STORED, CorruptChunk
-from nodeserver.http.codec import answer, hex_id, read, read_body
+from nodeserver.content import codec
+from nodeserver.content.codec import MAX_STORED, CorruptChunk, plain_length
+from nodeserver.http.codec import ASKED, answer, hex_id, read, read_body
 from nodeserver.http.problems import Refused
 from nodeserver.http.services import identity, services
+from nodeserver.metadata.buckets import BucketRow
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.wire import MAX_BATCH_BYTES, MAX_BATCH_CHUNKS, ChunkBatch, ChunkId, ChunkIds
 
 OCTETS = "application/octet-stream"
 CHUNK_ID = 32
+HERE = 64 * 1024
+"""Bytes of plaintext up to which proving takes less than a hop to a thread."""
 
 T = TypeVar("T")
 
@@ -46,7 +52,7 @@ class ChunkEndpoint(HTTPEndpoint):
         identity(request, "admin")
         here, chunk = services(request), hex_id(request, "chunk", CHUNK_ID)
         bucket = await here.metadata.identify(request.path_params["bucket"])
-        await put(request, bucket.id, [(chunk, await read_body(request, MAX_STORED))])
+        await put(request, bucket, [(chunk, await read_body(request, MAX_STORED))])
         return Response(status_code=204)
 
 
@@ -56,14 +62,14 @@ async def put_chunks(request: Request) -> Response:
     batch = await read(request, ChunkBatch)
     if len(batch.chunks) > MAX_BATCH_CHUNKS or sum(len(stored) for _, stored in batch.chunks) > MAX_BATCH_BYTES:
         raise Refused(Code.TOO_LARGE, f"a batch has at most {MAX_BATCH_CHUNKS} chunks of {MAX_BATCH_BYTES} bytes")
-    _check_ids([chunk for chunk, _ in batch.chunks])
-    await put(request, bucket.id, batch.chunks)
+    check_ids([chunk for chunk, _ in batch.chunks])
+    await put(request, bucket, batch.chunks)
     return Response(status_code=204)
 
 
 async def read_chunks(request: Request) -> Response:
     identity(request)
-    here, wanted = services(request), _some(await read(request, ChunkIds))
+    here, wanted = services(request), await _some(request)
     return answer(request, ChunkBatch(await _found(request, lambda bucket: here.chunks.read(bucket, wanted))))
 
 
@@ -71,15 +77,37 @@ async def missing(request: Request) -> Response:
     identity(request)
     here = services(request)
     bucket = await here.metadata.identify(request.path_params["bucket"])
-    wanted = await read(request, ChunkIds)
-    _check_ids(wanted.ids)
-    return answer(request, ChunkIds(await here.chunks.missing(bucket.id, wanted.ids)))
+    wanted = await _some(request)
+    return answer(request, ChunkIds(await here.chunks.missing(bucket.id, wanted)))
 
 
-async def put(request: Request, bucket: bytes, chunks: list[tuple[ChunkId, bytes]]) -> None:
-    """Store chunks that came in a request. Raises ``Refused`` when one is damaged, and stores none then."""
+async def put(request: Request, bucket: BucketRow, chunks: list[tuple[ChunkId, bytes]]) -> None:
+    """Store chunks that came in a request. Raises ``Refused``, and stores none, when one is not what it should be."""
+    with refusing():
+        await prove(bucket.chunk_key, chunks)
+        await services(request).chunks.put(bucket.id, chunks)
+
+
+async def prove(chunk_key: bytes, chunks: list[tuple[ChunkId, bytes]]) -> None:
+    """Check that chunks are those of their ids: who stores false content under an id must not keep the true one out.
+
+    Raises ``CorruptChunk``.
+    """
     try:
-        await services(request).chunks.put(bucket, chunks)
+        small = sum(plain_length(stored) for _, stored in chunks) <= HERE
+    except CorruptChunk:
+        small = False
+    if small:
+        codec.prove(chunk_key, chunks)
+    else:
+        await asyncio.to_thread(codec.prove, chunk_key, chunks)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Tell who sent it that a chunk or piece is not what it should be."""
+    try:
+        yield
     except CorruptChunk as error:
         raise Refused(Code.CHECKSUM, str(error), [error.chunk] if error.chunk else []) from error
 
@@ -99,14 +127,16 @@ async def _found(request: Request, look: Callable[[bytes], Awaitable[T]]) -> T:
         return await look(now.id)
 
 
-def _some(wanted: ChunkIds) -> list[ChunkId]:
-    if len(wanted.ids) > MAX_BATCH_CHUNKS:
+async def _some(request: Request) -> list[ChunkId]:
+    wanted = (await read(request, ChunkIds, ASKED)).ids
+    if len(wanted) > MAX_BATCH_CHUNKS:
         raise Refused(Code.TOO_LARGE, f"more than {MAX_BATCH_CHUNKS} chunks")
-    _check_ids(wanted.ids)
-    return wanted.ids
+    check_ids(wanted)
+    return wanted
 
 
-def _check_ids(ids: list[ChunkId]) -> None:
+def check_ids(ids: list[ChunkId]) -> None:
+    """Raises ``Refused`` when one cannot be the id of a chunk."""
     if any(len(chunk) != CHUNK_ID for chunk in ids):
         raise Refused(Code.MALFORMED, f"a chunk id has {CHUNK_ID} bytes")
 

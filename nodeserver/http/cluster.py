@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nodeserver.access.tokens import Forbidden, Identity, Right, node_subject
-from nodeserver.http.codec import MAX_SEQ, answer, hex_id, integer_parameter, read
+from nodeserver.http.codec import ASKED, MAX_SEQ, answer, hex_id, integer_parameter, read
 from nodeserver.http.problems import Refused
 from nodeserver.http.services import identity, node_services, services
 from nodeserver.metadata import members, repairs
@@ -49,7 +49,7 @@ async def cluster(request: Request) -> Response:
 
 async def join(request: Request) -> Response:
     who, here = identity(request, "join"), services(request)
-    member = (await read(request, Join)).member
+    member = (await read(request, Join, ASKED)).member
     _check_member(who, member, here.membership.map)
     found = await here.metadata.write_across(members.heard, member, time.time_ns(), joining=who.member is None)
     here.membership.follow(found)

@@ -12,13 +12,18 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from nodeserver.http.limits import make_room
 from nodeserver.http.problems import Refused
 from nodeserver.metadata.checks import check_names
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.wire import JSON, MAX_BODY, MSGPACK
 
 BODY_DEADLINE = 120.0
-"""Seconds a client may take to send a body."""
+"""Seconds a client may take to send a body, however large."""
+PAUSE, SLOWEST = 15.0, 64 * 1024
+"""Seconds it may take for a small one; bytes a second that it takes longer for a larger one."""
+ASKED = 128 * 1024
+"""Bytes in a body of those who may only read: ids of as many chunks as can be asked for at a time, even as JSON."""
 
 MAX_SEQ = (1 << 63) - 1
 
@@ -27,25 +32,28 @@ T = TypeVar("T")
 
 async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
     """The body of a request. Raises ``Refused``; never holds more than ``limit`` bytes."""
-    declared = request.headers.get("content-length", "0")
-    if int(declared) > limit:
+    declared = request.headers.get("content-length")
+    expected = limit if declared is None else int(declared)
+    if expected > limit:
         raise _too_large(limit)
+    await make_room(request, expected)
     parts, size = [], 0
+    seconds = min(BODY_DEADLINE, PAUSE + expected / SLOWEST)
     try:
-        async with asyncio.timeout(BODY_DEADLINE):
+        async with asyncio.timeout(seconds):
             async for part in request.stream():
                 size += len(part)
                 if size > limit:
                     raise _too_large(limit)
                 parts.append(part)
     except TimeoutError as error:
-        raise Refused(Code.BUSY, f"the body did not arrive within {BODY_DEADLINE:g} s") from error
+        raise Refused(Code.BUSY, f"the body did not arrive within {seconds:.0f} s") from error
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def read(request: Request, kind: type[T]) -> T:
-    """The value that a request's body encodes. Raises ``Refused``."""
-    body = await read_body(request)
+async def read(request: Request, kind: type[T], limit: int = MAX_BODY) -> T:
+    """The value that a request's body of at most ``limit`` bytes encodes. Raises ``Refused``."""
+    body = await read_body(request, limit)
     media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     try:
         if media_type == MSGPACK:

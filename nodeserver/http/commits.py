@@ -13,6 +13,7 @@ from nodeserver.content.manifest import BadManifest
 from nodeserver.http.buckets import usage
 from nodeserver.http.chunks import put
 from nodeserver.http.codec import MAX_SEQ, answer, integer_parameter, read, seconds_parameter
+from nodeserver.http.limits import address_of, limits
 from nodeserver.http.problems import Refused
 from nodeserver.http.services import identity, services
 from nodeserver.metadata.checks import check_commit
@@ -38,7 +39,7 @@ async def commit(request: Request) -> Response:
         # What it refers to must stay until the commit does.
         async with here.chunks.using(known.id, chunks):
             if batch.chunks:
-                await put(request, known.id, batch.chunks)
+                await put(request, known, batch.chunks)
             inner = await inner_chunks(here.chunks, known, manifests, sizes=sizes)
             async with here.chunks.using(known.id, inner):
                 if missing := await here.chunks.missing(known.id, list(stored | inner)):
@@ -72,7 +73,11 @@ async def changes(request: Request) -> Response:
     wait = seconds_parameter(request, "wait", MAX_WAIT)
     known = integer_parameter(request, "known", 0, 0, MAX_SEQ)
     known_ns = integer_parameter(request, "known_ns", 0, 0, MAX_SEQ)
-    seq, time_ns, found = await here.metadata.changes(bucket, since, limit, wait, known, known_ns)
+    news = None
+    if wait:
+        waiting = here.metadata.changes(bucket, since, limit, wait, known, known_ns)
+        news = await limits(request).waiting.wait(address_of(request), waiting)
+    seq, time_ns, found = news or await here.metadata.changes(bucket, since, limit, 0, known, known_ns)
     row = await here.metadata.bucket(bucket)
     return answer(request, Changes(seq, found, usage(here, row), row.redundancy, here.membership.map.epoch, time_ns))
 

@@ -11,9 +11,10 @@ from nodeserver.chunks import NoChunk
 from nodeserver.chunks.store import DiskStore
 from nodeserver.content.codec import MAX_STORED, CorruptChunk
 from nodeserver.content.erasure import HEADER
-from nodeserver.http.codec import answer, hex_id, integer_parameter, read, read_body
+from nodeserver.http.chunks import prove, refusing
+from nodeserver.http.codec import ASKED, answer, hex_id, integer_parameter, read, read_body
 from nodeserver.http.problems import Refused
-from nodeserver.http.services import identity, node_services
+from nodeserver.http.services import Services, identity, node_services
 from nodeserver.protocol.cluster import MAX_FIND, ChunksAsked, PieceBatch, PieceBuckets, PieceIds, Pieces
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.pieces import CHUNK_ID, FRAGMENT_ID, PieceId, valid
@@ -31,7 +32,7 @@ class PieceEndpoint(HTTPEndpoint):
     async def put(self, request: Request) -> Response:
         identity(request, "keep")
         store, bucket, piece = _store(request), _bucket(request), _piece(request)
-        await _put(store, bucket, [(piece, await read_body(request, MAX_STORED + HEADER))])
+        await _put(request, store, bucket, [(piece, await read_body(request, MAX_STORED + HEADER))])
         return Response(status_code=204)
 
 
@@ -48,7 +49,7 @@ class PiecesEndpoint(HTTPEndpoint):
         if len(batch.pieces) > MAX_BATCH_CHUNKS or sum(len(stored) for _, stored in batch.pieces) > MAX_BATCH_BYTES:
             raise Refused(Code.TOO_LARGE, f"a batch has at most {MAX_BATCH_CHUNKS} pieces of {MAX_BATCH_BYTES} bytes")
         _check([piece for piece, _ in batch.pieces])
-        await _put(store, bucket, batch.pieces)
+        await _put(request, store, bucket, batch.pieces)
         return Response(status_code=204)
 
     async def delete(self, request: Request) -> Response:
@@ -82,7 +83,7 @@ async def read_pieces(request: Request) -> Response:
 
 async def find(request: Request) -> Response:
     identity(request, "fetch")
-    asked = await read(request, ChunksAsked)
+    asked = await read(request, ChunksAsked, ASKED)
     if len(asked.chunks) > MAX_FIND:
         raise Refused(Code.TOO_LARGE, f"more than {MAX_FIND} chunks")
     _check(asked.chunks)
@@ -97,11 +98,12 @@ async def delete(request: Request) -> Response:
     return Response(status_code=204)
 
 
-async def _put(store: DiskStore, bucket: bytes, pieces: list[tuple[PieceId, bytes]]) -> None:
-    try:
+async def _put(request: Request, store: DiskStore, bucket: bytes, pieces: list[tuple[PieceId, bytes]]) -> None:
+    here = node_services(request)
+    with refusing():
+        if isinstance(here, Services) and (key := await here.metadata.chunk_key(bucket)):
+            await prove(key, [(piece, stored) for piece, stored in pieces if len(piece) == CHUNK_ID])
         await store.put(bucket, pieces)
-    except CorruptChunk as error:
-        raise Refused(Code.CHECKSUM, str(error), [error.chunk] if error.chunk else []) from error
 
 
 def _store(request: Request) -> DiskStore:
@@ -123,7 +125,7 @@ def _piece(request: Request) -> PieceId:
 
 
 async def _some(request: Request) -> list[PieceId]:
-    ids = (await read(request, PieceIds)).ids
+    ids = (await read(request, PieceIds, ASKED)).ids
     if len(ids) > MAX_BATCH_CHUNKS:
         raise Refused(Code.TOO_LARGE, f"more than {MAX_BATCH_CHUNKS} pieces")
     _check(ids)

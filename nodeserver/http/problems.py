@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 from sqlalchemy.exc import OperationalError
@@ -17,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nodeserver.access.tokens import Forbidden, InvalidToken
 from nodeserver.chunks import NoChunk, StoreUnavailable
 from nodeserver.content.codec import CorruptChunk
+from nodeserver.http.logs import Sparing, cut
 from nodeserver.http.services import NodeServices
 from nodeserver.http.standing import judged
 from nodeserver.metadata import checks, errors
@@ -25,6 +28,9 @@ from nodeserver.placement.map import BadMap
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.wire import Problem
 from nodeserver.workers.registry import Interrupted, NoWorker
+
+if TYPE_CHECKING:
+    from nodeserver.http.limits import Limits
 
 PROBLEM = "application/problem+json"
 OPEN_PATHS = frozenset({"/v1/health"})
@@ -103,14 +109,19 @@ def problem_response(error: Refused, request_id: str) -> Response:
 class Envelope:
     """Around every request: an id, the proof of who asks, and an answer for every exception."""
 
-    def __init__(self, app: ASGIApp, services: NodeServices) -> None:
+    def __init__(self, app: ASGIApp, services: NodeServices, limits: Limits) -> None:
         self._app = app
         self._services = services
+        self._limits = limits
+        self._refusals, self._failures = Sparing(), Sparing()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         scope["app"] = self._services  # for the handlers; with one here the router raises instead of answering
+        scope["limits"] = self._limits
+        leave: list[Callable[[], None]] = []
+        scope["leave"] = leave
         started = False
 
         async def note_start(message: Message) -> None:
@@ -124,12 +135,15 @@ class Envelope:
                 scope["identity"] = judged(who, self._services)
             await self._app(scope, receive, note_start)
         except ClientDisconnect:
-            log.info("%s %s: the client went away", scope["method"], scope["path"])
+            self._note(logging.INFO, scope, "the client went away")
         except Exception as error:
             response = self._explain(error, scope)
             if started:
                 raise
             await response(scope, receive, send)
+        finally:
+            for give_back in leave:
+                give_back()
 
     def _explain(self, error: Exception, scope: Scope) -> Response:
         request_id = str(uuid.uuid4())
@@ -137,20 +151,22 @@ class Envelope:
         level = logging.ERROR if refused.code.status >= 500 else logging.INFO
         if refused.code is Code.NO_CHUNK and scope["path"].startswith("/v1/pieces/"):
             level = logging.DEBUG  # whoever asks has other nodes to ask
-        log.log(
-            level,
-            "%s %s: %s %s [%s]",
-            scope["method"],
-            scope["path"],
-            refused.code.value,
-            refused.detail,
-            request_id,
-            exc_info=error if refused.code is Code.INTERNAL else None,
-        )
+        unexpected = error if refused.code is Code.INTERNAL else None
+        self._note(level, scope, f"{refused.code.value} {cut(refused.detail)} [{request_id}]", unexpected)
         response = problem_response(refused, request_id)
         if isinstance(error, HTTPException) and error.headers:
             response.headers.update(error.headers)
         return response
+
+    def _note(self, level: int, scope: Scope, what: str, error: Exception | None = None) -> None:
+        """A line about a request, unless there are too many."""
+        if not log.isEnabledFor(level):
+            return
+        lines = self._failures if level >= logging.ERROR else self._refusals
+        if lines.allows():
+            if count := lines.dropped():
+                log.log(level, "%d lines like the following were left out", count)
+            log.log(level, "%s %s: %s", cut(scope["method"]), cut(scope["path"]), what, exc_info=error)
 
 
 def _bearer(headers: Headers) -> str:

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from granian._granian import SocketHolder
@@ -18,15 +18,29 @@ from granian.server.embed import Server
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nodeserver.http.app import build
+from nodeserver.http.guard import Address, Guard, canonical
+from nodeserver.http.limits import Limits, connections, raise_descriptors
 from nodeserver.http.services import NodeServices, Services
 
 BACKLOG = 1024
 BUFFER = 2 << 20
 """Bytes a connection may buffer: with granian's default of 400 KiB an upload of chunks takes twice as long."""
+IDLE = 35.0
+"""Seconds that a connection may be without a whole head of a request: longer than this client keeps one."""
+UNREAD = 60.0
+"""Seconds that a client may leave an answer unread, or vanish."""
 GC_THRESHOLD = 100_000
 """Objects that come before garbage is looked for; a page of a listing is tens of thousands."""
 GRACE = 30.0
 """Seconds that requests in flight get to finish when the server stops."""
+
+INHERITED = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, int(UNREAD / 2)),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, int(UNREAD / 6)),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD * 1000)),
+]
+"""Of a listening socket, for the connections that come out of it."""
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +48,15 @@ log = logging.getLogger(__name__)
 class _Embedded(Server):
     """granian in this process, on a socket that is bound already."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, listener: socket.socket, clients: int) -> None:
         super().__init__(
             app,
             interface=Interfaces.ASGINL,
             http=HTTPModes.http1,
-            http1_settings=HTTP1Settings(max_buffer_size=BUFFER),
+            http1_settings=HTTP1Settings(header_read_timeout=int(IDLE * 1000), max_buffer_size=BUFFER),
             websockets=False,
             backlog=BACKLOG,
+            backpressure=clients,
             log_enabled=False,
         )
         self._listener = listener
@@ -63,16 +78,20 @@ class _InFlight:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Address] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
+        self._tasks[task] = canonical(scope.get("client") or ("", 0))
         try:
             await self._app(scope, receive, send)
         finally:
-            self._tasks.discard(task)
+            del self._tasks[task]
+
+    def clients(self) -> Collection[Address]:
+        """Who is waited for."""
+        return self._tasks.values()
 
     def cancel(self) -> None:
         for task in self._tasks:
@@ -88,6 +107,8 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for level, option, value in INHERITED:
+            listener.setsockopt(level, option, value)
         listener.bind(address)
         listener.listen(BACKLOG)
         listener.setblocking(False)
@@ -109,10 +130,13 @@ async def serve(listener: socket.socket, services: NodeServices, ready: Callable
     Takes ``listener`` over. Calls ``ready`` with the URL once requests are answered. Leaves stores and database open.
     """
     address, url = listener.getsockname()[:2], url_of(listener)
-    requests = _InFlight(build(services))
-    server = _Embedded(requests, listener)
+    clients = connections(raise_descriptors())
+    requests = _InFlight(build(services, Limits(clients)))
+    guard = Guard(address[1], clients, requests.clients)
+    server = _Embedded(requests, listener, clients)
     async with services.membership.running(), services.workers.running(), asyncio.TaskGroup() as tasks:
         serving = tasks.create_task(server.serve())
+        guarding = tasks.create_task(guard.run())
         await _first_answer(*address)
         stop = _on_signal()
         gc.freeze()  # what is there now stays; scanning it again and again doubles the time of a large listing
@@ -124,6 +148,7 @@ async def serve(listener: socket.socket, services: NodeServices, ready: Callable
         if isinstance(services, Services):
             services.metadata.release()
         services.workers.stop()
+        guarding.cancel()
         server.shut()
         _, late = await asyncio.wait([serving], timeout=GRACE)
         if late:

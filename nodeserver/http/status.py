@@ -11,8 +11,9 @@ from starlette.routing import Route
 
 from nodeserver.chunks.distributed import DistributedStore, readable, stored_size
 from nodeserver.http.buckets import lacking
+from nodeserver.http.chunks import check_ids
 from nodeserver.http.cluster import check_change
-from nodeserver.http.codec import answer, hex_id, read
+from nodeserver.http.codec import ASKED, answer, hex_id, read
 from nodeserver.http.problems import Refused
 from nodeserver.http.services import Services, identity, services
 from nodeserver.metadata import members, repairs, surveys
@@ -99,16 +100,19 @@ async def where(request: Request) -> Response:
 async def report(request: Request) -> Response:
     identity(request)
     here, asked = services(request), await _asked(request)
-    _distributed(here)
+    store = _distributed(here)
     bucket = await here.metadata.bucket(request.path_params["bucket"])
-    await here.metadata.write(repairs.note, bucket.bucket, asked, time.time_ns())
-    here.workers["repair"].wake()
+    found = await store.cluster.locate(bucket.id, asked)
+    # Of what nobody has there is nothing to repair; who does not answer may have it.
+    if there := [chunk for chunk in asked if found.silent or chunk in found.held]:
+        await here.metadata.write(repairs.note, bucket.bucket, there, time.time_ns())
+        here.workers["repair"].wake()
     return Response(status_code=204)
 
 
 async def preview_change(request: Request) -> Response:
     identity(request)
-    here, node, wanted = services(request), hex_id(request, "node", NODE_ID), await read(request, NodeChange)
+    here, node, wanted = services(request), hex_id(request, "node", NODE_ID), await read(request, NodeChange, ASKED)
     check_change(wanted)
     before = here.membership.map
     after = members.changed_map(before, node, wanted)
@@ -174,9 +178,10 @@ def _as_it_is(wanted: Scheme, there: list[tuple[NodeId, Held]], *, enough: bool)
 
 
 async def _asked(request: Request) -> list[ChunkId]:
-    chunks = (await read(request, ChunksAsked)).chunks
+    chunks = (await read(request, ChunksAsked, ASKED)).chunks
     if len(chunks) > MAX_FIND:
         raise Refused(Code.TOO_LARGE, f"more than {MAX_FIND} chunks")
+    check_ids(chunks)
     return chunks
 
 

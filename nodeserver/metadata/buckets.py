@@ -106,6 +106,11 @@ def redundancy(connection: Connection, id_: bytes) -> str:
     return connection.execute(select(_bucket.redundancy).where(_bucket.id == id_)).scalar() or ""
 
 
+def chunk_key(connection: Connection, id_: bytes) -> bytes:
+    """The chunk key of the bucket with an id; empty when there is none."""
+    return connection.execute(select(_bucket.chunk_key).where(_bucket.id == id_)).scalar() or b""
+
+
 def set_redundancy(connection: Connection, name: str, redundancy: str) -> BucketRow:
     """Have a bucket's chunks kept in another way from now on. Raises ``NoBucket``."""
     connection.execute(update(tables.bucket).where(_bucket.name == name).values(redundancy=redundancy))

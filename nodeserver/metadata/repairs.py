@@ -10,11 +10,17 @@ from nodeserver.metadata import tables
 from nodeserver.metadata.garbage import groups
 from nodeserver.protocol.wire import ChunkId
 
+MOST = 100_000
+"""Chunks of a bucket that are remembered: with more, all of them have to be looked at anyway."""
+
 _repair, _bucket = tables.repair.c, tables.bucket.c
 
 
 def note(connection: Connection, bucket: int, chunks: Iterable[ChunkId], now_ns: int) -> None:
-    """Remember chunks to be repaired, unless they are remembered."""
+    """Remember chunks to be repaired, unless they are remembered, or ``MOST`` of the bucket are."""
+    there = select(func.count()).select_from(tables.repair).where(_repair.bucket == bucket)
+    if connection.execute(there).scalar_one() >= MOST:
+        return
     for some in groups(dict.fromkeys(chunks)):
         these = (_repair.bucket == bucket, _repair.chunk.in_(some))
         known = set(connection.execute(select(_repair.chunk).where(*these)).scalars())

@@ -58,6 +58,7 @@ class Metadata:
         self._belief = BELIEF if database.shared else math.inf
         self._deletions = 0  # what was read before one must not be remembered after it
         self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._chunk_keys: dict[bytes, bytes] = {}
         self._news = News(self._newest if database.shared else None)
 
     @classmethod
@@ -109,6 +110,12 @@ class Metadata:
         if deletions == self._deletions:
             self._known[name] = found, until
         return found
+
+    async def chunk_key(self, id_: bytes) -> bytes:
+        """The chunk key of the bucket with an id; empty when there is none."""
+        if not (key := self._chunk_keys.get(id_, b"")) and (key := await self._database.read(buckets.chunk_key, id_)):
+            self._chunk_keys[id_] = key  # it never changes
+        return key
 
     async def buckets(self) -> list[BucketRow]:
         """All buckets, by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from nodeserver.protocol.pieces import PieceId
-from nodeserver.protocol.wire import ChunkId
+from nodeserver.protocol.wire import ChunkId, Int
 
 METADATA = "metadata"
 CHUNKS = "chunks"
@@ -37,10 +37,10 @@ class Held(msgspec.Struct, array_like=True):
     """A piece that a node has."""
 
     piece: PieceId
-    size: int
+    size: Int
     """Bytes of the stored form."""
-    stored_ns: int
-    verified_ns: int = 0
+    stored_ns: Int
+    verified_ns: Int = 0
     """When its checksum was last found right; at the latest when it was stored. 0 in listings."""
 
 
@@ -78,11 +78,11 @@ class Member(msgspec.Struct, omit_defaults=True):
     weight: float = 1.0
     """Counts when it joins; later the map's counts."""
     roles: list[str] = msgspec.field(default_factory=lambda: [METADATA, CHUNKS])
-    capacity_bytes: int = 0
-    free_bytes: int = 0
-    used_bytes: int = 0
+    capacity_bytes: Int = 0
+    free_bytes: Int = 0
+    used_bytes: Int = 0
     """Of its pieces, as stored."""
-    pieces: int = 0
+    pieces: Int = 0
 
 
 class Join(msgspec.Struct):
@@ -110,7 +110,7 @@ class Beat(msgspec.Struct):
     """``POST /v1/cluster/beat``: a node is there."""
 
     member: Member
-    epoch: int
+    epoch: Int
     """Of the map it knows."""
     damaged: list[tuple[bytes, ChunkId]] = []
     """Pairs of bucket and chunk of pieces that were found damaged since the last beat was answered."""
@@ -121,7 +121,7 @@ class ClusterAnswer(msgspec.Struct):
     E."""
 
     cluster: bytes
-    epoch: int
+    epoch: Int
     map: bytes = b""
     token: str = ""
     """In the answer to a beat: what the node shall use from now on; empty: what it has."""
@@ -144,13 +144,13 @@ class NodeStatus(msgspec.Struct):
     """As it last said; with the weight of the map."""
     state: str
     """``up``, ``draining``, ``down``, ``removed``: :class:`nodeserver.placement.map.State`."""
-    last_seen_ns: int
+    last_seen_ns: Int
 
 
 class Nodes(msgspec.Struct):
     """``GET /v1/nodes``."""
 
-    epoch: int
+    epoch: Int
     nodes: list[NodeStatus]
 
 
@@ -167,28 +167,28 @@ class Flow(msgspec.Struct, array_like=True):
 
     source: bytes
     target: bytes
-    pieces: int
-    size: int
+    pieces: Int
+    size: Int
     """Bytes."""
 
 
 class MovePreview(msgspec.Struct):
     """What a change of the map would move."""
 
-    chunks: int
+    chunks: Int
     """That were looked at."""
     share: float
     """Of all chunks: below 1 only some were looked at, and the figures are scaled up from them."""
-    moved: int
-    pieces: int
-    size: int
+    moved: Int
+    pieces: Int
+    size: Int
     """Bytes that move."""
-    missing: int
+    missing: Int
     """Pieces for which there would be no node: chunks that stay below their redundancy."""
     flows: list[Flow]
     seconds: float
     """At the present throttle of the workers, 0 when there is none."""
-    lost: int = 0
+    lost: Int = 0
     """Chunks that nobody could read any more: no node that stays has enough of their pieces."""
 
 
@@ -198,17 +198,17 @@ class ClusterStatus(msgspec.Struct):
     healthy: bool
     problems: list[str]
     """What is wrong, for people; empty when healthy."""
-    nodes: int
-    up: int
-    below: int
+    nodes: Int
+    up: Int
+    below: Int
     """Chunks with fewer pieces than their bucket wants, as far as is known."""
-    lost: int
+    lost: Int
     """Chunks of which fewer pieces can be reached than are needed."""
-    queued: int
+    queued: Int
     """Repairs that wait."""
     seconds: float
     """Until repairs under way are through, estimated; 0 when none are."""
-    surveyed_ns: int
+    surveyed_ns: Int
     """When all pieces were last looked at; 0: not since the server started."""
 
 
@@ -230,9 +230,9 @@ class ChunkWhere(msgspec.Struct):
     holders: list[Holder]
     silent: list[bytes] = []
     """Nodes that did not answer, and may have pieces."""
-    have: int = 0
+    have: Int = 0
     """Pieces of its scheme that there are."""
-    wanted: int = 0
+    wanted: Int = 0
     """Pieces of its scheme that there should be."""
 
 

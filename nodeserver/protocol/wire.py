@@ -8,12 +8,14 @@ sent may gain fields with defaults, never lose or re-type one, within ``PROTOCOL
 from __future__ import annotations
 
 import stat
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 PROTOCOL = 1
 
+Int = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""What databases can hold: no message with another number is decoded, so that nobody has to look again."""
 FileId = bytes
 """UUIDv7, 16 bytes, minted by whoever creates the file."""
 VersionId = bytes
@@ -48,8 +50,8 @@ class Slice(msgspec.Struct, array_like=True, frozen=True):
     """``length`` bytes of a file: a range of a chunk, or zeros when ``chunk`` is empty."""
 
     chunk: ChunkId
-    offset: int
-    length: int
+    offset: Int
+    length: Int
 
 
 class Manifest(msgspec.Struct, array_like=True, frozen=True):
@@ -67,15 +69,15 @@ class File(msgspec.Struct, omit_defaults=True):
     """An inode. ``mode`` is the whole ``st_mode``, type bits included."""
 
     id: FileId
-    mode: int
-    uid: int = 0
-    gid: int = 0
-    rdev: int = 0
-    nlink: int = 1
-    size: int = 0
-    atime_ns: int = 0
-    mtime_ns: int = 0
-    ctime_ns: int = 0
+    mode: Int
+    uid: Int = 0
+    gid: Int = 0
+    rdev: Int = 0
+    nlink: Int = 1
+    size: Int = 0
+    atime_ns: Int = 0
+    mtime_ns: Int = 0
+    ctime_ns: Int = 0
     target: bytes = b""
     """What a symbolic link points to."""
     xattrs: dict[bytes, bytes] = {}
@@ -111,7 +113,7 @@ class Create(msgspec.Struct, tag="create", tag_field="op", omit_defaults=True):
     parent: FileId
     name: bytes
     file: File
-    time_ns: int
+    time_ns: Int
     was_in: FileId = b""
 
 
@@ -123,7 +125,7 @@ class Link(msgspec.Struct, tag="link", tag_field="op"):
     parent: FileId
     name: bytes
     file: FileId
-    time_ns: int
+    time_ns: Int
 
 
 class Unlink(msgspec.Struct, tag="unlink", tag_field="op"):
@@ -133,7 +135,7 @@ class Unlink(msgspec.Struct, tag="unlink", tag_field="op"):
     parent: FileId
     name: bytes
     file: FileId
-    time_ns: int
+    time_ns: Int
 
 
 class Rename(msgspec.Struct, tag="rename", tag_field="op", omit_defaults=True):
@@ -148,7 +150,7 @@ class Rename(msgspec.Struct, tag="rename", tag_field="op", omit_defaults=True):
     file: FileId
     new_parent: FileId
     new_name: bytes
-    time_ns: int
+    time_ns: Int
     replaces: FileId = b""
 
 
@@ -161,7 +163,7 @@ class Exchange(msgspec.Struct, tag="exchange", tag_field="op"):
     other_parent: FileId
     other_name: bytes
     other_file: FileId
-    time_ns: int
+    time_ns: Int
 
 
 class SetAttr(msgspec.Struct, tag="setattr", tag_field="op", omit_defaults=True):
@@ -169,12 +171,12 @@ class SetAttr(msgspec.Struct, tag="setattr", tag_field="op", omit_defaults=True)
     whole ``st_mode``; its type bits must not change. Dropped when the file is gone."""
 
     file: FileId
-    time_ns: int
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    atime_ns: int | None = None
-    mtime_ns: int | None = None
+    time_ns: Int
+    mode: Int | None = None
+    uid: Int | None = None
+    gid: Int | None = None
+    atime_ns: Int | None = None
+    mtime_ns: Int | None = None
     xattrs: dict[bytes, bytes] | None = None
 
 
@@ -189,12 +191,12 @@ class Write(msgspec.Struct, tag="write", tag_field="op", omit_defaults=True):
 
     file: FileId
     version: VersionId
-    size: int
+    size: Int
     hash: bytes
     """32 bytes: BLAKE3 of the MessagePack of the manifest's slices, keyed with the chunk key."""
     manifest: Manifest
-    mtime_ns: int
-    time_ns: int
+    mtime_ns: Int
+    time_ns: Int
     base: VersionId = b""
     session: bytes = b""
 
@@ -215,10 +217,10 @@ class Commit(msgspec.Struct):
     chunks: list[tuple[ChunkId, bytes]] = []
     """Pairs of id and stored form, together at most ``MAX_COMMIT_CHUNKS`` bytes: stored, durably, before the
     operations are applied. So a small change takes one request. What is stored already is left as it is."""
-    known: int = 0
+    known: Int = 0
     """The newest commit its writer heard of, and in ``known_ns`` that commit's time, 0 when it was not told. A server
     whose log does not hold it came back from an older state: it refuses with ``history-gone`` and applies nothing."""
-    known_ns: int = 0
+    known_ns: Int = 0
 
 
 class Result(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -244,8 +246,8 @@ def became(op: Op, result: Result) -> FileId:
 class Committed(msgspec.Struct):
     """The answer to a commit: its place in the bucket's log and the server's time."""
 
-    seq: int
-    time_ns: int
+    seq: Int
+    time_ns: Int
     results: list[Result]
 
 
@@ -253,14 +255,14 @@ class FileAnswer(msgspec.Struct):
     """``GET …/files/{file}`` and ``GET …/files/{directory}/lookup?name=…``. ``file`` is None when the
     name is free. True as of ``seq``."""
 
-    seq: int
+    seq: Int
     file: File | None = None
 
 
 class Listing(msgspec.Struct):
     """A page of ``GET …/files/{directory}/entries?after=…&limit=…``, in byte order of names."""
 
-    seq: int
+    seq: Int
     directory: File
     entries: list[Entry]
     more: bool = False
@@ -274,8 +276,8 @@ class Listing(msgspec.Struct):
 class Moment(msgspec.Struct):
     """``GET …/moment?time_ns=T``: the newest commit not after T, and its time; 0 and 0 before the first."""
 
-    seq: int
-    time_ns: int
+    seq: Int
+    time_ns: Int
 
 
 class Version(msgspec.Struct, omit_defaults=True):
@@ -283,17 +285,17 @@ class Version(msgspec.Struct, omit_defaults=True):
 
     id: VersionId
     file: FileId
-    number: int
+    number: Int
     """Counts from 1 along the lineage."""
-    size: int
+    size: Int
     hash: bytes
-    mtime_ns: int
-    seq: int
-    committed_ns: int
-    mode: int
+    mtime_ns: Int
+    seq: Int
+    committed_ns: Int
+    mode: Int
     """With ``uid`` and ``gid``: who may read it, see above."""
-    uid: int = 0
-    gid: int = 0
+    uid: Int = 0
+    gid: Int = 0
     base: VersionId = b""
     client: bytes = b""
     author: str = ""
@@ -315,7 +317,7 @@ class Versions(msgspec.Struct):
 
     ``after`` is the id of the last version of the page before. Empty for a name that never had content."""
 
-    seq: int
+    seq: Int
     versions: list[Version]
     more: bool = False
 
@@ -324,17 +326,17 @@ class PastName(msgspec.Struct, array_like=True):
     """A name that has or had content in a directory."""
 
     name: bytes
-    versions: int
+    versions: Int
     live: bool
     """A file has the name now."""
-    committed_ns: int
+    committed_ns: Int
     """Of its newest version."""
 
 
 class PastNames(msgspec.Struct):
     """``GET …/files/{directory}/names?after=…&limit=…``, in byte order."""
 
-    seq: int
+    seq: Int
     names: list[PastName]
     more: bool = False
 
@@ -343,17 +345,17 @@ class Occupant(msgspec.Struct, array_like=True):
     """A file of any kind that had a name from one commit until another; until 0 and 0: it has it still."""
 
     file: FileId
-    mode: int
-    since_seq: int
-    since_ns: int
-    until_seq: int
-    until_ns: int
+    mode: Int
+    since_seq: Int
+    since_ns: Int
+    until_seq: Int
+    until_ns: Int
 
 
 class Occupants(msgspec.Struct):
     """``GET …/files/{directory}/occupants?name=…``: who had a name, oldest first."""
 
-    seq: int
+    seq: Int
     occupants: list[Occupant]
 
 
@@ -363,7 +365,7 @@ class TreeListing(msgspec.Struct):
     The names in ``entries`` are paths below ``directory``, components joined by ``/``, in the order of a walk that
     takes names in byte order; ``after`` is the last path of the page before."""
 
-    seq: int
+    seq: Int
     directory: File
     entries: list[Entry]
     more: bool = False
@@ -372,13 +374,13 @@ class TreeListing(msgspec.Struct):
 class Event(msgspec.Struct, omit_defaults=True):
     """One operation as the log tells it. Paths are as they were then, below the bucket's root."""
 
-    seq: int
-    time_ns: int
+    seq: Int
+    time_ns: Int
     kind: str
     """``create``, ``write``, ``link``, ``unlink``, ``rename``, ``exchange``, ``setattr``, ``purge``."""
     path: bytes
     file: FileId
-    mode: int
+    mode: Int
     """Of the file: tells its type."""
     author: str = ""
     client: bytes = b""
@@ -386,7 +388,7 @@ class Event(msgspec.Struct, omit_defaults=True):
     new_path: bytes = b""
     """Of a rename, link or exchange."""
     version: VersionId = b""
-    size: int = 0
+    size: Int = 0
     detail: str = ""
     """What a setattr or purge changed, for people."""
 
@@ -397,19 +399,19 @@ class Events(msgspec.Struct):
     hold fewer events than ``limit``, even none, and still not be the last."""
 
     events: list[Event]
-    before: int
+    before: Int
 
 
 class Policy(msgspec.Struct, omit_defaults=True):
     """Which versions stay. The newest of a file that exists, and held ones, always do."""
 
-    keep: list[tuple[int, int]] = []
+    keep: list[tuple[Int, Int]] = []
     """Pairs (every, until) of seconds: of versions younger than ``until`` the newest in each ``every`` stays; 0 keeps
     all. Ascending. What is older than the last ``until`` goes; without pairs, age takes nothing out. A version's age
     counts from when it was superseded or deleted; slots go by when it was made."""
-    max_versions: int | None = None
+    max_versions: Int | None = None
     """Of one file."""
-    max_age: int | None = None
+    max_age: Int | None = None
     """Seconds since a version was superseded or deleted."""
     max_share: float | None = None
     """Of the bucket's quota, between 0 and 1, for all that is not the newest of a file that exists. Only in the policy
@@ -431,16 +433,16 @@ class RetentionReport(msgspec.Struct):
     """``GET …/retention/preview?under={directory}``: what a run would take out now, and ``POST …/retention/run``: what
     it took. Bytes are those of chunks that no other version needs, as stored."""
 
-    versions: int
-    files: int
-    bytes: int
+    versions: Int
+    files: Int
+    bytes: Int
 
 
 class Hold(msgspec.Struct, array_like=True):
     """``PUT …/holds/{file}``, with a ``note`` as body."""
 
     file: FileId
-    time_ns: int
+    time_ns: Int
     author: str
     note: str
 
@@ -468,9 +470,9 @@ class Purge(msgspec.Struct, tag="purge", tag_field="op", omit_defaults=True):
 class Purged(msgspec.Struct):
     """The answer: what is gone, and the place of the record in the log."""
 
-    seq: int
-    versions: int
-    bytes: int
+    seq: Int
+    versions: Int
+    bytes: Int
 
 
 class WorkerStatus(msgspec.Struct):
@@ -479,11 +481,11 @@ class WorkerStatus(msgspec.Struct):
     name: str
     state: str
     """``idle``, ``running``, ``paused``."""
-    last_ns: int
-    next_ns: int
-    done: int
+    last_ns: Int
+    next_ns: Int
+    done: Int
     """Things handled by the last or present run."""
-    total: int
+    total: Int
     """Things known to be there for it, 0 when unknown."""
     summary: str
     """Of the last run, for people."""
@@ -503,9 +505,9 @@ class Workers(msgspec.Struct):
 class Change(msgspec.Struct, array_like=True):
     """What one commit touched."""
 
-    seq: int
+    seq: Int
     client: bytes
-    time_ns: int
+    time_ns: Int
     entries: list[tuple[FileId, bytes]]
     """(directory, name) pairs that began or ended."""
     files: list[FileId]
@@ -518,25 +520,25 @@ class Changes(msgspec.Struct):
     They reach to ``seq``. Waits up to ``wait`` seconds for the first one. ``known`` and ``known_ns`` are as those of a
     ``Commit``. Carries what ``statfs`` needs besides."""
 
-    seq: int
+    seq: Int
     commits: list[Change]
     usage: Usage
     redundancy: str = ""
     """The bucket's setting now."""
-    epoch: int = 0
+    epoch: Int = 0
     """Of the cluster map; who knows an older one asks for it."""
-    time_ns: int = 0
+    time_ns: Int = 0
     """Of the commit ``seq``; 0 from a server of an earlier release, or when there is none."""
 
 
 class Usage(msgspec.Struct):
     """Bytes and files a bucket holds now (live names only), and the room there is."""
 
-    used_bytes: int
-    used_files: int
-    quota_bytes: int | None
-    capacity_bytes: int
-    free_bytes: int
+    used_bytes: Int
+    used_files: Int
+    quota_bytes: Int | None
+    capacity_bytes: Int
+    free_bytes: Int
 
 
 class Bucket(msgspec.Struct):
@@ -547,8 +549,8 @@ class Bucket(msgspec.Struct):
     root: FileId
     chunk_key: bytes
     """32 bytes. Whoever may read the bucket may know it."""
-    created_ns: int
-    seq: int
+    created_ns: Int
+    seq: Int
     usage: Usage
     redundancy: str = ""
     """How its chunks are kept: ``replicate:N:W`` or ``erasure:k+m``; empty: as many copies as there are nodes, three at
@@ -559,10 +561,10 @@ class NewBucket(msgspec.Struct):
     """``PUT /v1/buckets/{name}``. A repeat with the same ``id`` gets the first answer."""
 
     id: bytes
-    quota_bytes: int | None = None
-    uid: int = 0
-    gid: int = 0
-    mode: int = 0o755
+    quota_bytes: Int | None = None
+    uid: Int = 0
+    gid: Int = 0
+    mode: Int = 0o755
     """Owner and permission bits of the root directory."""
     redundancy: str = ""
 
@@ -570,7 +572,7 @@ class NewBucket(msgspec.Struct):
 class BucketSettings(msgspec.Struct, omit_defaults=True):
     """``PATCH /v1/buckets/{name}``: what is unset stays as it is."""
 
-    quota_bytes: int | msgspec.UnsetType | None = msgspec.UNSET
+    quota_bytes: Int | msgspec.UnsetType | None = msgspec.UNSET
     redundancy: str | msgspec.UnsetType = msgspec.UNSET
     force: bool = False
     """Take a code for more nodes than there are: chunks are kept in whole copies until there are as many."""
@@ -586,13 +588,13 @@ class Server(msgspec.Struct):
     id: bytes
     """16 bytes, minted with the data directory: tells two servers behind one URL apart."""
     version: str
-    protocol: int
-    time_ns: int
-    capacity_bytes: int
-    free_bytes: int
+    protocol: Int
+    time_ns: Int
+    capacity_bytes: Int
+    free_bytes: Int
     cluster: bytes = b""
     """16 bytes, the same for all servers of a cluster; of a server alone its id."""
-    epoch: int = 0
+    epoch: Int = 0
     """Of the cluster map it knows."""
     roles: list[str] = []
 
@@ -616,7 +618,7 @@ class Problem(msgspec.Struct, omit_defaults=True):
     type: str
     """``urn:mountfs:error:`` and a code of :mod:`nodeserver.protocol.errors`."""
     title: str
-    status: int
+    status: Int
     detail: str = ""
     instance: str = ""
     """``urn:uuid:`` of the request; the server's log has it too."""

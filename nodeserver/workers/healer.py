@@ -68,14 +68,14 @@ class Healer:
 
     async def repair(self, run: Run) -> Outcome:
         """Mend what was met, then look whether there is more. Raises ``SQLAlchemyError``."""
-        if self._store.alone:
-            return Outcome("one node: there is nothing to repair from")
         while self._met:
             id_, chunks = self._met.popitem()
             await self._metadata.write_across(repairs.note_by_id, [(id_, chunk) for chunk in chunks], time.time_ns())
         done = Done()
         for bucket in await self._metadata.buckets():
             await self._mend_met(bucket, run, done)
+        if self._store.alone:
+            return Outcome("one node: there is nothing to repair from", AGAIN if done.failed else DAY)
         cluster, away, again = await self._present()
         now = (cluster.epoch, time.time() // DAY)
         silent: set[NodeId] = set()
@@ -127,7 +127,7 @@ class Healer:
             found = await self._store.locate(bucket.id, chunks)
             silent = found.silent - _gone(cluster)
             for group in making.groups((chunk, found.held.get(chunk, {})) for chunk in chunks):
-                good = await making.good(self._store, bucket.id, group, silent)
+                good = await making.good(self._store, bucket, group, silent)
                 failed = await self._heal(bucket, cluster, away | silent, good, run, done, drop=False)
                 if not silent:
                     garbage = failed - await self._needed(bucket, failed, run)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nodeserver.chunks.distributed import DistributedStore, stored_size
 from nodeserver.client.connection import Buffer
 from nodeserver.client.errors import ClientError
+from nodeserver.content.codec import CorruptChunk, open_chunk
 from nodeserver.content.erasure import split
 from nodeserver.metadata.buckets import BucketRow
 from nodeserver.placement.map import NodeId
@@ -51,10 +52,11 @@ def groups(chunks: Iterable[tuple[ChunkId, Holders]]) -> Iterator[Group]:
         yield group
 
 
-async def good(store: DistributedStore, bucket: bytes, chunks: Group, silent: set[NodeId]) -> Group:
+async def good(store: DistributedStore, bucket: BucketRow, chunks: Group, silent: set[NodeId]) -> Group:
     """The pieces whose checksums their nodes find right: what is listed may be the very one that was bad.
 
-    Nodes that do not answer are added to ``silent``.
+    A copy of something else is deleted: nobody can use it, and while it is there it keeps the true one out. Nodes that
+    do not answer are added to ``silent``.
     """
     pieces: defaultdict[NodeId, list[PieceId]] = defaultdict(list)
     for holders in chunks.values():
@@ -62,8 +64,13 @@ async def good(store: DistributedStore, bucket: bytes, chunks: Group, silent: se
             pieces[node] += [held.piece for held in kept]
     there: dict[NodeId, set[PieceId]] = {}
     for node, listed in pieces.items():
+        peer = store.cluster.peer(node)
         try:
-            there[node] = {piece for piece, _ in await store.cluster.peer(node).read(bucket, listed)}
+            answer = await peer.read(bucket.id, listed)
+            if false := await asyncio.to_thread(_false, bucket.chunk_key, answer):
+                log.warning("node %s has %d chunks that are not those of their ids", node.hex(), len(false))
+                await peer.delete(bucket.id, false)
+            there[node] = {piece for piece, _ in answer} - false
         except ClientError as error:
             log.info("node %s: %s", node.hex(), error)
             silent.add(node)
@@ -109,6 +116,18 @@ async def make(
     await run.spend(sum(len(data) for pieces in made.values() for _, data in pieces))
     await run.step(len(chunks))
     return failed
+
+
+def _false(chunk_key: bytes, answer: Iterable[tuple[PieceId, Buffer]]) -> set[PieceId]:
+    """Whole copies that are not those of their ids."""
+    found = set()
+    for piece, stored in answer:
+        try:
+            if fragment_of(piece) is None:
+                open_chunk(chunk_key, piece, stored)
+        except CorruptChunk:
+            found.add(piece)
+    return found
 
 
 def _sources(chunks: Group) -> dict[PieceId, list[NodeId]]:

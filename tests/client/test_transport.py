@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 from cryptography import x509
@@ -218,6 +219,56 @@ async def test_answer_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
             async with transport() as via:
                 with pytest.raises(httpx.RemoteProtocolError):
                     await ask(via, server)
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@both
+@pytest.mark.parametrize(
+    ("begin", "again"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"", b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"),
+        (b"HTTP/1.1 200 OK\r\n", b"A"),
+        (CHUNKED, b"1\r\nx\r\n"),
+        (CHUNKED, b"1;" + b"e" * 1000 + b"\r\nx\r\n"),
+        (CHUNKED + b"0\r\n", b"T: u\r\n"),
+    ],
+    ids=["continue", "hints", "fields", "a field", "tiny chunks", "extensions", "trailers"],
+)
+@pytest.mark.parametrize("together", [1, 20_000], ids=["one by one", "many at a time"])
+async def test_an_answer_without_an_end(begin: bytes, again: bytes, together: int) -> None:
+    """It is refused before it has cost much."""
+
+    def script(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(begin)
+        while True:
+            connection.sendall(again * max(1, together // len(again)))
+
+    with RawServer(script) as server:
+        async with transport() as via:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await ask(via, server)
+
+
+@both
+async def test_a_server_that_is_always_ahead_does_not_keep_the_loop() -> None:
+    """A body without an end, as fast as it can be read: a deadline ends it."""
+
+    def script(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(CHUNKED)
+        while True:
+            connection.sendall(b"400\r\n" + bytes(1024) + b"\r\n")
+
+    with RawServer(script) as server:
+        async with transport() as via:
+            with anyio.move_on_after(0.2) as scope:
+                await ask(via, server)
+    assert scope.cancelled_caught
 
 
 @both

@@ -8,10 +8,12 @@ import os
 import random
 from pathlib import Path
 
+import httpx
 import pytest
 
+from nodeserver.content.codec import chunk_id, encode
 from tests.cluster.conftest import MakeCluster
-from tests.cluster.nodes import Cluster, Loss, chunk_files, flip, intact, killed, stopped
+from tests.cluster.nodes import Cluster, Loss, chunk_files, decoded, flip, intact, killed, stopped
 from tests.conftest import MakeMount
 from tests.harness import Mount, command, eventually
 
@@ -107,6 +109,27 @@ def test_a_damaged_copy_is_read_from_elsewhere_and_mended(three: Cluster, make_m
     three.until_healed()
     with killed(three.nodes[2]):
         check(fresh(make_mount, three).path, contents)
+
+
+def test_false_content_gives_way_once_a_reader_has_met_it(three: Cluster, make_mount: MakeMount) -> None:
+    """Nodes that keep chunks alone cannot know what belongs under an id, and take what comes first."""
+    content = os.urandom(300_000)
+    bucket = three.first.api("GET", "/buckets/docs")
+    chunk = chunk_id(decoded(bucket["chunk_key"]), content).hex()
+    path, false = f"/v1/pieces/{decoded(bucket['id']).hex()}/{chunk}", encode(os.urandom(300_000))
+    headers = {"Authorization": f"Bearer {three.first.token}"}
+    for node in three.nodes[1:]:
+        answer = httpx.put(node.url + path, content=false, headers=headers, trust_env=False, verify=False)
+        assert answer.status_code == 204, answer.text
+    mount = fresh(make_mount, three)
+    (mount.path / "file").write_bytes(content)
+    mount.sync()  # to a quorum of nodes that say they have it
+    with contextlib.suppress(OSError):
+        assert (fresh(make_mount, three).path / "file").read_bytes() == content
+    eventually(lambda: all(chunk not in three.pieces()[node.url] for node in three.nodes[1:]), 60, "deleted")
+    (mount.path / "again").write_bytes(content)
+    mount.sync()
+    check(fresh(make_mount, three).path, {"file": content, "again": content})
 
 
 def test_scrub_sets_damaged_pieces_aside(three: Cluster, make_mount: MakeMount) -> None:

@@ -7,8 +7,9 @@ import os
 import pytest
 
 from nodeserver.content.codec import HEADER, MAX_CHUNK, chunk_id, encode, open_chunk
+from nodeserver.protocol.cluster import PieceBatch
 from nodeserver.protocol.errors import Code
-from nodeserver.protocol.wire import ChunkBatch, ChunkIds, unpack
+from nodeserver.protocol.wire import ChunkBatch, ChunkIds, pack, unpack
 from tests.nodeserver.api import Api, problem
 
 
@@ -56,14 +57,37 @@ def test_a_damaged_upload_is_refused(api: Api, size: int) -> None:
     data = os.urandom(size)
     chunk, stored = chunk_id(api.bucket.chunk_key, data), bytearray(encode(data))
     stored[-1] ^= 1
-    good = encode(b"good")
+    good = chunk_id(api.bucket.chunk_key, b"good")
     path = f"/buckets/{api.name}/chunks/{chunk.hex()}"
     assert problem(api.http.put(path, content=bytes(stored)), Code.CHECKSUM).ids == [chunk.hex()]
-    both = ChunkBatch([(bytes(32), good), (chunk, bytes(stored))])
+    both = ChunkBatch([(good, encode(b"good")), (chunk, bytes(stored))])
     assert problem(api.request("POST", "/chunks", both), Code.CHECKSUM).ids == [chunk.hex()]
     problem(api.http.put(path, content=b""), Code.CHECKSUM)
-    missing = api.request("POST", "/chunks/missing", ChunkIds([chunk, bytes(32)]))
-    assert unpack(missing.content, ChunkIds).ids == [chunk, bytes(32)]
+    missing = api.request("POST", "/chunks/missing", ChunkIds([chunk, good]))
+    assert unpack(missing.content, ChunkIds).ids == [chunk, good]
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_content_under_another_id_is_refused(api: Api, size: int) -> None:
+    """By every way in, so that the true content can come."""
+    true, false = os.urandom(size), encode(os.urandom(size))
+    bomb = encode(bytes(MAX_CHUNK))
+    chunk = chunk_id(api.bucket.chunk_key, true)
+    piece = f"/pieces/{api.bucket.id.hex()}"
+    for stored in (false, bomb):
+        ways = (
+            api.http.put(f"/buckets/{api.name}/chunks/{chunk.hex()}", content=stored),
+            api.request("POST", "/chunks", ChunkBatch([(chunk, stored)])),
+            api.http.put(f"{piece}/{chunk.hex()}", content=stored),
+            api.http.post(piece, content=pack(PieceBatch([(chunk, stored)]))),
+        )
+        for answer in ways:
+            assert problem(answer, Code.CHECKSUM).ids == [chunk.hex()]
+    commit = api.batch(api.create(b"f%d" % size))
+    commit.chunks = [(chunk, false)]
+    assert problem(api.request("POST", "/commits", commit), Code.CHECKSUM).ids == [chunk.hex()]
+    assert api.put_chunk(true) == chunk
+    assert api.request("POST", "/chunks/read", ChunkIds([chunk])).status_code == 200
 
 
 def test_a_chunk_that_rots_on_the_disk_is_told_and_can_be_put_again(api: Api) -> None:
