@@ -284,7 +284,8 @@ class Adapter(pyfuse3.Operations):
         for name, node, shown, after in await self._past.entries(fh, start_id):
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(*shown), after):
                 break
-            self._past.nodes.told(node)
+            if node is not None:
+                self._past.nodes.told(node)
 
     @guard
     async def releasedir(self, fh: FileHandleT) -> None:

@@ -29,9 +29,6 @@ log = logging.getLogger(__name__)
 
 PAGE = 5000
 """Names asked for in one request."""
-RESOLVE_LIMIT = 64
-"""A directory with more changed names than this is listed anew instead."""
-
 Answer = TypeVar("Answer", wire.FileAnswer, wire.Listing)
 
 
@@ -165,16 +162,25 @@ class Remote:
                 self._listings.pop(directory.ino, None)
 
     async def _resolve(self, directory: Inode) -> None:
-        names = self._context.inodes.unknown_names(directory.ino, RESOLVE_LIMIT + 1)
-        if len(names) > RESOLVE_LIMIT:
-            await self._list(directory)
-            return
-        for name in names:
-            await self.lookup(directory, name)
+        """Learn what others changed in a directory known before; no ``await`` after the last answer."""
+        inodes, last = self._context.inodes, None
+        while (name := inodes.unknown_name(directory.ino)) is not None:
+            if name == last:
+                raise OSError(errno.EIO, f"nobody says what {name!r} is")
+            await self.part(directory, inodes.before(directory.ino, name), PAGE)
+            last = name
 
-    async def _page(self, bucket: BucketState, directory: Inode, after: bytes) -> wire.Listing:
+    async def part(self, directory: Inode, after: bytes, limit: int) -> None:
+        """Learn names of a directory, up to ``limit`` of those behind ``after``, in one request."""
+        bucket = self._context.buckets.by_id[directory.bucket]
+        page = await self._page(bucket, directory, after, limit)
+        last = page.entries[-1].name if page.more else None
+        with self._context.db.transaction():
+            self._merge(bucket, directory.ino, page.entries, after, last)
+
+    async def _page(self, bucket: BucketState, directory: Inode, after: bytes, limit: int = PAGE) -> wire.Listing:
         client = self._context.client
-        return await self._ask(bucket, lambda: client.entries(bucket.name, directory.file_id, after, PAGE))
+        return await self._ask(bucket, lambda: client.entries(bucket.name, directory.file_id, after, limit))
 
     async def prime(self, directory: Inode) -> bool:
         """Learn the first names of a directory; True when these are all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -82,6 +83,54 @@ def test_a_listing_shows_what_was_changed_elsewhere(node: Node, make_mount: Make
         (one / "file").write_text(text)
         eventually(lambda: [entry.stat().st_size for entry in os.scandir(two)] == [len(text)], SECONDS)  # noqa: B023
         assert (two / "file").read_text() == text
+
+
+def test_no_listing_leaves_out_a_name_that_is_being_replaced_elsewhere(node: Node, make_mount: MakeMount) -> None:
+    node.create_bucket(BUCKET)
+    one, two = make_mount(node, BUCKET, options={"settle": 0.05}), make_mount(node, BUCKET)
+    names = [f"name{number:02}" for number in range(12)]
+    for name in names:
+        (one.path / name).write_text("before")
+    one.sync()
+    eventually(lambda: sorted(os.listdir(two.path)) == names, SECONDS)
+    listings = []
+    for number in range(40):
+        for name in names[number % 3 :: 3]:
+            (one.path / "new").write_text(str(number))
+            (one.path / "new").rename(one.path / name)
+        listings.append({name for name in os.listdir(two.path) if name != "new"})
+    assert [sorted(set(names) - listing) for listing in listings] == [[]] * len(listings)
+    with FaultProxy(node.url) as proxy:
+        three = make_mount(node, BUCKET, url=proxy.url)
+        assert sorted(os.listdir(three.path)) == names
+    # Without the server it may be that nobody can say what a name is: then EIO, never less.
+    with contextlib.suppress(OSError):
+        assert sorted(os.listdir(three.path)) == names
+
+
+def test_a_listing_of_many_changed_names_takes_few_requests(node: Node, make_mount: MakeMount) -> None:
+    node.create_bucket(BUCKET)
+    one, two = make_mount(node, BUCKET), make_mount(node, BUCKET)
+    for number in range(300):
+        (one.path / f"{number:03}").write_text("before")
+    one.sync()
+    eventually(lambda: len(os.listdir(two.path)) == 300, SECONDS)
+    for number in range(0, 300, 2):
+        (one.path / f"{number:03}").write_text("longer than before")
+    for number in range(0, 300, 3):
+        (one.path / "new").write_text("new")
+        (one.path / "new").rename(one.path / f"{number:03}")
+    one.sync()
+    before = two.status()["requests"]
+    sizes = [3 if number % 3 == 0 else 18 if number % 2 == 0 else 6 for number in range(300)]
+    with os.scandir(two.path) as entries:
+        found = {entry.name: entry.stat().st_size for entry in entries}
+    assert sorted(found) == [f"{number:03}" for number in range(300)]
+    if [found[name] for name in sorted(found)] != sizes:  # the feed was slower than the listing
+        eventually(
+            lambda: [entry.stat().st_size for entry in sorted(os.scandir(two.path), key=lambda it: it.name)] == sizes
+        )
+    assert two.status()["requests"] - before < 60
 
 
 def test_who_writes_at_once_in_two_mounts_finds_both_contents(node: Node, make_mount: MakeMount) -> None:
