@@ -74,6 +74,14 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _bound(text: str) -> float | None:
+    if text == "none":
+        return None
+    if not (seconds := float(text)) >= 2:
+        raise ValueError("must be none, or 2 or more")
+    return seconds
+
+
 FLAGS = {
     "ro": ("ro", True),
     "allow_other": ("allow_other", True),
@@ -93,6 +101,7 @@ VALUES: dict[str, Callable[[str], Any]] = {
     "gid": int,
     "umask": lambda text: int(text, 8),
     "close": _one_of("local", "cluster"),
+    "max_stale": _bound,
     "versions": _one_of("hidden", "root", "off"),
     "versions_name": _file_name,
     "token_file": str,

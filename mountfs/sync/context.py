@@ -19,6 +19,7 @@ from mountfs.local.inodes import Inodes
 from mountfs.local.journal import Journal, Op
 from mountfs.local.slabs import Slabs
 from mountfs.local.staging import Staging
+from mountfs.sync.freshness import Freshness
 from mountfs.sync.nodes import Nodes
 from nodeserver.client import Client
 from nodeserver.protocol.ids import new_id
@@ -60,6 +61,7 @@ class Context:
         self.inodes = Inodes(db)
         self.journal = Journal(db)
         self.buckets = Buckets(db)
+        self.freshness = Freshness(db, config.options.max_stale)
         self.slabs = Slabs(config.state / "slabs")
         self.cache = Cache(db, self.slabs, config.cache_size)
         self.staging = Staging(db, self.inodes, self.journal, self.slabs, self.cache)

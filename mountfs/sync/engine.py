@@ -107,7 +107,7 @@ class Engine:
                 continue
             if not changes.commits:
                 looked.set()
-                wait = FEED_WAIT
+                wait = self.context.freshness.feed_wait(FEED_WAIT)
             delay = FEED_RETRY_FIRST
 
     async def _start_over(self, bucket: BucketState) -> None:

@@ -92,6 +92,7 @@ class Remote:
         with context.db.transaction():
             state = context.buckets.add(info, context.inodes.ino(info.root))
             context.inodes.store(state.id, [answer.file], parent)
+            context.freshness.heard(state)
             if parent:
                 context.inodes.enter(parent, info.name.encode(), state.root)
                 context.inodes.touch(parent, time.time_ns(), 1)
@@ -240,6 +241,8 @@ class Remote:
                     context.inodes.enter(parent, name, UNKNOWN)
             context.inodes.mark_stale(stale)
             context.buckets.advance(bucket, changes.seq, changes.usage)
+            if not changes.more:
+                context.freshness.heard(bucket)
         for parent, name in entries:
             context.kernel.entry(parent, name)
         for ino in stale:

@@ -56,6 +56,7 @@ class Directories:
         """
         cursor = self._cursors[number]
         directory = await self._tree.directory(cursor.ino)
+        self._engine.context.freshness.require(directory.bucket)
         if position == 0:
             cursor.names, cursor.alone = [], False
         if not directory.bucket:

@@ -46,6 +46,7 @@ class Files:
         inode = await self._tree.inode(ino)
         if inode.is_dir:
             raise failure(errno.EISDIR)
+        self._context.freshness.require(inode.bucket)
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         content = await self._acquire(inode, write=writes)
         if flags & os.O_TRUNC and content.layers.size:

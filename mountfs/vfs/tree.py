@@ -77,6 +77,7 @@ class Tree:
         """What a name stands for, None when it is free. Raises OSError when nobody can say."""
         if len(name) > NAME_MAX:
             raise failure(errno.ENAMETOOLONG)
+        self._context.freshness.require(directory.bucket)
         target = self._inodes.target(directory.ino, name)
         if target is None and (directory.complete or (directory.ino, name) in self._journal.names):
             return None

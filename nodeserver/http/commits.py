@@ -71,7 +71,8 @@ async def changes(request: Request) -> Response:
     wait = seconds_parameter(request, "wait", MAX_WAIT)
     seq, found = await here.metadata.changes(bucket, since, limit, wait)
     row = await here.metadata.bucket(bucket)
-    return answer(request, Changes(seq, found, usage(here, row), row.redundancy, here.membership.map.epoch))
+    told = Changes(seq, found, usage(here, row), row.redundancy, here.membership.map.epoch, more=row.seq > seq)
+    return answer(request, told)
 
 
 ROUTES = [

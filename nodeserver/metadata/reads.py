@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from sqlalchemy import Connection, FromClause, and_, bindparam, case, literal, s
 
 from nodeserver.metadata import tables
 from nodeserver.metadata.errors import HistoryGone, NoBucket, NoFile
+from nodeserver.metadata.paging import page_of, stream, weight_of_row
 from nodeserver.metadata.tables import LIVE
 from nodeserver.protocol.wire import (
     INLINE_SLICES,
@@ -25,6 +27,8 @@ from nodeserver.protocol.wire import (
 
 _bucket, _file, _entry, _version = tables.bucket.c, tables.file.c, tables.entry.c, tables.version.c
 
+LARGE = 4
+"""Rows of the log fetched at a time: each may have a few MB."""
 FILE = [column for column in tables.file.c if column.name in File.__struct_fields__]
 SHORT_MANIFEST = case((_version.slices <= INLINE_SLICES, _version.manifest), else_=literal(None)).label("manifest")
 _HEAD = and_(_version.bucket == _file.bucket, _version.id == _file.version)
@@ -84,9 +88,9 @@ def entries(connection: Connection, bucket: int, directory: FileId, after: bytes
     seq = newest_seq(connection, bucket)
     itself = _directory(connection, bucket, directory)
     wanted = {"bucket": bucket, "parent": directory, "after": after, "limit": limit + 1}
-    rows = connection.execute(_PAGE, wanted).all()
-    page = [Entry(row[0], file_of(row[1:])) for row in rows[:limit]]
-    return Listing(seq, itself, page, more=len(rows) > limit)
+    with closing(stream(connection, _PAGE, wanted)) as rows:
+        page, more = page_of(rows, limit, weight_of_row)
+    return Listing(seq, itself, [Entry(row[0], file_of(row[1:])) for row in page], more)
 
 
 def changes(connection: Connection, bucket: int, since: int, limit: int) -> tuple[int, list[Change]]:
@@ -94,8 +98,9 @@ def changes(connection: Connection, bucket: int, since: int, limit: int) -> tupl
     newest = newest_seq(connection, bucket)
     if since > newest:
         raise HistoryGone(f"commit {since} was not made yet, the newest is {newest}")
-    rows = connection.execute(_LOG, {"bucket": bucket, "since": since, "limit": limit}).scalars()
-    commits = [unpack(change, Change) for change in rows]
+    with closing(stream(connection, _LOG, {"bucket": bucket, "since": since, "limit": limit}, LARGE)) as rows:
+        page, _ = page_of(rows, limit, weight_of_row)
+    commits = [unpack(change, Change) for (change,) in page]
     return (commits[-1].seq if commits else newest), commits
 
 

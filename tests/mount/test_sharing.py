@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import signal
 import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import MakeMount
 from tests.faultproxy import FaultProxy
-from tests.harness import Mount, Node, eventually
+from tests.harness import Mount, Node, command, eventually
 
 BUCKET = "shared"
 SECONDS = 5.0
@@ -131,6 +135,59 @@ def test_a_listing_of_many_changed_names_takes_few_requests(node: Node, make_mou
             lambda: [entry.stat().st_size for entry in sorted(os.scandir(two.path), key=lambda it: it.name)] == sizes
         )
     assert two.status()["requests"] - before < 60
+
+
+def test_a_mount_that_is_cut_off_says_how_old_what_it_shows_is(node: Node, make_mount: MakeMount) -> None:
+    node.create_bucket(BUCKET)
+    with FaultProxy(node.url) as proxy:
+        mount = make_mount(node, BUCKET, url=proxy.url)
+        (mount.path / "file").write_text("known")
+        mount.sync()
+        assert "names  " not in command("mountfs", "status", mount.path).stdout
+        status = mount.status()
+        assert (status["max_stale"], status["connected"]) == (None, True)
+        proxy.set("refuse")
+        mount.remount()
+        assert (mount.path / "file").read_text() == "known"
+        assert not mount.status()["connected"]
+        assert status["started"] - 60 < mount.status()["heard"] <= time.time()
+        assert "what others changed since is not shown" in command("mountfs", "status", mount.path).stdout
+
+
+def test_with_a_bound_nothing_older_is_shown(node: Node, make_mount: MakeMount) -> None:
+    node.create_bucket(BUCKET)
+    with FaultProxy(node.url) as proxy:
+        mount = make_mount(node, BUCKET, url=proxy.url, options={"max-stale": 4, "metadata-deadline": 1})
+        file = mount.path / "file"
+        file.write_text("known")
+        mount.sync()
+        time_known = file.stat().st_mtime
+        with open(file, "r+") as opened:
+            proxy.set("refuse")
+            eventually(lambda: fails(file.stat) and fails(lambda: os.listdir(mount.path)) and fails(file.read_text), 20)
+            assert opened.read() == "known"
+            opened.write(", and more")
+            opened.flush()
+            assert os.fstat(opened.fileno()).st_size == 15
+            assert mount.path.stat().st_ino == 1
+            assert "(EIO)" in command("mountfs", "status", mount.path).stdout
+        mount.remount(signal.SIGKILL)
+        assert fails(file.stat), "a restart makes nothing newer"
+        proxy.set("pass")
+        eventually(lambda: not fails(file.stat), 30)
+        assert file.read_text() == "known, and more"
+        assert file.stat().st_mtime >= time_known
+
+
+def fails(call: Callable[[], object]) -> bool:
+    """Whether a call is EIO."""
+    try:
+        call()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return True
+    return False
 
 
 def test_who_writes_at_once_in_two_mounts_finds_both_contents(node: Node, make_mount: MakeMount) -> None:
