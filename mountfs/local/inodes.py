@@ -58,6 +58,8 @@ COLUMNS = ", ".join(Inode._fields)
 _JOINED = ", ".join(f"inode.{field}" for field in Inode._fields)
 VARIABLES = 500
 """Values bound in one query."""
+MOST = 2**63 - 1
+"""The largest number that the database and the kernel know."""
 KNOWN = 4096
 """Rows kept in memory."""
 NEAR_NS = 10_000_000
@@ -306,10 +308,15 @@ class Inodes:
                 content = pack_slices([])
             self._times.pop(ino, None)
             self._known.pop(ino, None)
+            numbers = (
+                file.mode, file.uid, file.gid, file.rdev, file.nlink, file.size, holes_in(slices or ()),
+                file.atime_ns, file.mtime_ns, file.ctime_ns,
+            )  # fmt: skip
+            if max(numbers) > MOST or min(numbers) < -MOST:  # nothing of ours; SQLite would refuse the whole listing
+                numbers = tuple(max(-MOST, min(MOST, number)) for number in numbers)  # type: ignore[assignment]
             row = Inode(
-                ino, bucket, file.id, file.mode, file.uid, file.gid, file.rdev, file.nlink, file.size,
-                holes_in(slices or ()), file.atime_ns, file.mtime_ns, file.ctime_ns, parent, complete, 0,
-                file.version, file.target, pack_xattrs(file.xattrs),
+                ino, bucket, file.id, *numbers, parent, complete, 0, file.version, file.target,
+                pack_xattrs(file.xattrs),
             )  # fmt: skip
             rows.append((*row, content))
         self._db.executemany(_INSERT, rows)

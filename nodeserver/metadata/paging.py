@@ -12,6 +12,10 @@ from nodeserver.protocol.wire import MAX_ANSWER, Entry
 
 AT_ONCE = 32
 """Rows fetched from the database at a time."""
+FIRST = 64
+"""Rows asked for first,"""
+LIGHT = 256 * 1024
+"""and twice as many the next time while they take fewer bytes than this."""
 FIXED = 150
 """Bytes of an item besides those that vary, about."""
 
@@ -24,6 +28,23 @@ def stream(
     """The rows of a query, few of them in memory. Closed when it is read to the end, or by who does not."""
     with connection.execute(statement, values, execution_options={"yield_per": at_once}) as result:
         yield from result
+
+
+def onwards(
+    connection: Connection, statement: TypedReturnsRows[Any], values: Mapping[str, Any], after: str, column: int
+) -> Generator[Row[Any]]:
+    """As :func:`stream`, of a query with ``limit`` whose rows follow a value named ``after``, each with its own in
+    ``column``: with a query for some at a time, more of them while they are light. Small listings take one.
+    """
+    left, size, behind = values["limit"], FIRST, values[after]
+    while left:
+        rows = connection.execute(statement, {**values, after: behind, "limit": min(left, size)}).all()
+        yield from rows
+        if len(rows) < size:
+            return
+        left, behind = left - len(rows), rows[-1][column]
+        if sum(map(weight_of_row, rows)) < LIGHT:
+            size *= 2
 
 
 def page_of(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from heapq import merge
 from operator import itemgetter
 from typing import Any
@@ -27,7 +25,7 @@ from sqlalchemy import (
 from nodeserver.metadata import tables
 from nodeserver.metadata.errors import HistoryGone, NoFile
 from nodeserver.metadata.lineage import Stay, heirs_of, reach, relatives
-from nodeserver.metadata.paging import page_of, stream, weight_of_entry, weight_of_row
+from nodeserver.metadata.paging import onwards, page_of, weight_of_entry, weight_of_row
 from nodeserver.metadata.reads import FILE, SHORT_MANIFEST, file_of, manifest_of, newest_seq
 from nodeserver.metadata.rows import slices
 from nodeserver.metadata.tables import LIVE
@@ -168,9 +166,8 @@ class AsOf:
         more = True
         while more:
             values = {"bucket": self._bucket, "at": self._at, "parent": directory, "after": after, "limit": limit + 1}
-            with contextlib.ExitStack() as stack:
-                halves = [stack.enter_context(closing(stream(self._connection, half, values))) for half in _PAGES]
-                page, more = page_of(merge(*halves, key=itemgetter(-1)), limit, weight_of_row, budget)
+            halves = [onwards(self._connection, half, values, "after", -1) for half in _PAGES]
+            page, more = page_of(merge(*halves, key=itemgetter(-1)), limit, weight_of_row, budget)
             names = [row[-1] for row in page]
             files = self._files(page, [(directory, name) for name in names])
             if found := [Entry(name, file) for name, file in zip(names, files, strict=True) if file]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -11,7 +10,7 @@ from sqlalchemy import Connection, FromClause, and_, bindparam, case, literal, s
 
 from nodeserver.metadata import tables
 from nodeserver.metadata.errors import HistoryGone, NoBucket, NoFile
-from nodeserver.metadata.paging import page_of, stream, weight_of_row
+from nodeserver.metadata.paging import onwards, page_of, weight_of_row
 from nodeserver.metadata.tables import LIVE
 from nodeserver.protocol.wire import (
     INLINE_SLICES,
@@ -58,7 +57,7 @@ _LOOKUP = _ENTRIES.where(_entry.name == bindparam("name"))
 _PAGE = _ENTRIES.where(_entry.name > bindparam("after")).order_by(_entry.name).limit(bindparam("limit"))
 _SEQ = select(_bucket.seq).where(_here(tables.bucket), _bucket.name.is_not(None))
 _LOG = (
-    select(tables.commit.c.change)
+    select(tables.commit.c.seq, tables.commit.c.change)
     .where(_here(tables.commit), tables.commit.c.seq > bindparam("since"))
     .order_by(tables.commit.c.seq)
     .limit(bindparam("limit"))
@@ -88,8 +87,7 @@ def entries(connection: Connection, bucket: int, directory: FileId, after: bytes
     seq = newest_seq(connection, bucket)
     itself = _directory(connection, bucket, directory)
     wanted = {"bucket": bucket, "parent": directory, "after": after, "limit": limit + 1}
-    with closing(stream(connection, _PAGE, wanted)) as rows:
-        page, more = page_of(rows, limit, weight_of_row)
+    page, more = page_of(onwards(connection, _PAGE, wanted, "after", 0), limit, weight_of_row)
     return Listing(seq, itself, [Entry(row[0], file_of(row[1:])) for row in page], more)
 
 
@@ -98,9 +96,9 @@ def changes(connection: Connection, bucket: int, since: int, limit: int) -> tupl
     newest = newest_seq(connection, bucket)
     if since > newest:
         raise HistoryGone(f"commit {since} was not made yet, the newest is {newest}")
-    with closing(stream(connection, _LOG, {"bucket": bucket, "since": since, "limit": limit}, LARGE)) as rows:
-        page, _ = page_of(rows, limit, weight_of_row)
-    commits = [unpack(change, Change) for (change,) in page]
+    wanted = {"bucket": bucket, "since": since, "limit": limit}
+    page, _ = page_of(onwards(connection, _LOG, wanted, "since", 0), limit, weight_of_row)
+    commits = [unpack(row.change, Change) for row in page]
     return (commits[-1].seq if commits else newest), commits
 
 
