@@ -38,6 +38,9 @@ class Kernel:
     def inode(self, ino: int) -> None:
         """Attributes and content of a file may have changed."""
 
+    def grown(self, ino: int, offset: int, tail: bytes) -> None:
+        """A file that nobody here writes ends at ``offset`` and the bytes of ``tail`` now."""
+
     async def settled(self) -> None:
         """Return when the kernel knows what it was told so far."""
 

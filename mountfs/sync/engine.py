@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import random
@@ -9,10 +10,12 @@ import random
 import trio
 
 from mountfs.local.buckets import BucketState
+from mountfs.local.inodes import Inode
 from mountfs.sync.committer import Committer
 from mountfs.sync.context import Context
 from mountfs.sync.downloads import Downloads
 from mountfs.sync.errors import deadline, os_error
+from mountfs.sync.openfiles import OpenFiles
 from mountfs.sync.remote import Remote
 from mountfs.sync.uploads import Uploads
 from nodeserver.client import ClientError, Refused, State
@@ -36,7 +39,8 @@ class Engine:
         self._nursery = nursery
         self.downloads = Downloads(context, nursery)
         self.uploads = Uploads(context, self.downloads, nursery)
-        self.remote = Remote(context, self.downloads)
+        self.opened = OpenFiles(context, self.downloads, nursery)
+        self.remote = Remote(context, self.downloads, self.opened)
         self._committers: dict[int, Committer] = {}
         self._reconnected = trio.Event()
         self._scopes: dict[int, trio.CancelScope] = {}
@@ -93,7 +97,8 @@ class Engine:
                 changes = await self.context.client.changes(bucket.name, bucket.seq, wait)
                 bucket.redundancy = changes.redundancy
                 self.context.nodes.heard(changes.epoch)
-                self.remote.apply(bucket, changes)
+                for inode in self.remote.apply(bucket, changes):
+                    self._nursery.start_soon(self._renew, inode)
             except (ClientError, OSError) as error:
                 if isinstance(error, Refused) and error.code is Code.HISTORY_GONE:
                     await self._start_over(bucket)
@@ -109,6 +114,11 @@ class Engine:
                 looked.set()
                 wait = self.context.freshness.feed_wait(FEED_WAIT)
             delay = FEED_RETRY_FIRST
+
+    async def _renew(self, inode: Inode) -> None:
+        """An open file changed elsewhere, and nobody may ask for it."""
+        with contextlib.suppress(OSError):  # who uses it asks again, and is told
+            await self.remote.refresh(inode)
 
     async def _start_over(self, bucket: BucketState) -> None:
         try:

@@ -20,6 +20,7 @@ from mountfs.local.inodes import UNKNOWN, Inode, holes_in
 from mountfs.sync.context import Context
 from mountfs.sync.downloads import Downloads
 from mountfs.sync.errors import deadline, os_error
+from mountfs.sync.openfiles import OpenFiles
 from nodeserver.client import ClientError
 from nodeserver.content.manifest import pack_slices, unpack_slices
 from nodeserver.protocol import wire
@@ -35,9 +36,10 @@ Answer = TypeVar("Answer", wire.FileAnswer, wire.Listing)
 class Remote:
     """Questions to the server; answers go into the local database."""
 
-    def __init__(self, context: Context, downloads: Downloads) -> None:
+    def __init__(self, context: Context, downloads: Downloads, opened: OpenFiles) -> None:
         self._context = context
         self._downloads = downloads
+        self._opened = opened
         self._listings: dict[int, trio.Lock] = {}
 
     async def _ask(self, bucket: BucketState, ask: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -106,6 +108,7 @@ class Remote:
         fresh = [file for file in files if not context.pending(context.inodes.ino(file.id))]
         for ino in context.inodes.store(bucket.id, fresh, parent):
             context.kernel.inode(ino)
+            self._opened.follow(ino)
 
     async def lookup(self, directory: Inode, name: bytes) -> None:
         """Learn what a name in a directory stands for."""
@@ -134,6 +137,7 @@ class Remote:
             self._take(bucket, [file], inode.parent)
             if not context.pending(inode.ino):
                 context.inodes.update(inode.ino, content=pack_slices(slices), holes=holes_in(slices))
+        self._opened.follow(inode.ino)
 
     async def slices(self, bucket: BucketState, manifest: wire.Manifest | None) -> list[wire.Slice]:
         """A content's slices, fetched from chunks when the manifest is stored there. Raises OSError."""
@@ -226,8 +230,8 @@ class Remote:
 
     # The change feed
 
-    def apply(self, bucket: BucketState, changes: wire.Changes) -> None:
-        """Take note of what other clients changed."""
+    def apply(self, bucket: BucketState, changes: wire.Changes) -> list[Inode]:
+        """Take note of what other clients changed. Returns the files in use here whose content it may be."""
         context = self._context
         entries: list[tuple[int, bytes]] = []
         stale: list[int] = []
@@ -247,6 +251,8 @@ class Remote:
             context.kernel.entry(parent, name)
         for ino in stale:
             self.invalidate(ino)
+        opened = {ino for ino in stale if self._opened.is_open(ino)}
+        return [inode for ino in opened if (inode := context.inodes.get(ino)) is not None]
 
     def invalidate(self, ino: int) -> None:
         """Make the kernel ask again for a file."""

@@ -8,9 +8,13 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, cast
+
+import pytest
 
 from tests.conftest import MakeMount
 from tests.faultproxy import FaultProxy
@@ -77,6 +81,34 @@ def test_content_that_was_read_before_is_seen_when_it_changes_elsewhere(node: No
     os.truncate(one / "file", 5)
     eventually(lambda: (two / "file").stat().st_size == 5, SECONDS)
     assert (two / "file").read_bytes() == body[:5]
+
+
+@pytest.mark.parametrize("options", [{}, {"nowriteback": True}], ids=["writeback", "nowriteback"])
+def test_who_follows_a_file_sees_what_is_appended_elsewhere(
+    options: dict[str, object], node: Node, make_mount: MakeMount
+) -> None:
+    node.create_bucket(BUCKET)
+    one, two = make_mount(node, BUCKET).path, make_mount(node, BUCKET, options=options).path
+    lines = [f"line {number} {'x' * length}\n" for number, length in enumerate((0, 10, 5000, 4096, 3, 300_000, 1))]
+    (one / "log").write_text(lines[0])
+    eventually(lambda: (two / "log").exists() and (two / "log").read_text() == lines[0], SECONDS)
+    tail = subprocess.Popen(["tail", "-n", "+1", "-s", "0.1", "-f", two / "log"], stdout=subprocess.PIPE, text=True)
+    with contextlib.closing(cast(IO[str], tail.stdout)) as seen, open(two / "log", "rb") as held:
+        try:
+            assert seen.readline() == lines[0]
+            for number, line in enumerate(lines[1:], 2):
+                with open(one / "log", "a") as log:
+                    log.write(line)
+                assert seen.readline() == line
+                size = sum(map(len, lines[:number]))
+                assert os.fstat(held.fileno()).st_size == size == len(os.pread(held.fileno(), 1 << 20, 0))
+        finally:
+            tail.kill()
+            tail.wait()
+    assert (two / "log").read_text() == "".join(lines)
+    with open(two / "log", "a") as log:
+        log.write("mine\n")
+    eventually(lambda: (one / "log").read_text() == "".join(lines) + "mine\n", SECONDS)
 
 
 def test_a_listing_shows_what_was_changed_elsewhere(node: Node, make_mount: MakeMount) -> None:
