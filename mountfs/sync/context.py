@@ -15,7 +15,7 @@ from mountfs.config import MountConfig
 from mountfs.local.buckets import Buckets
 from mountfs.local.cache import Cache
 from mountfs.local.database import Database
-from mountfs.local.inodes import Inodes
+from mountfs.local.inodes import NEAR_NS, Inodes
 from mountfs.local.journal import Journal, Op
 from mountfs.local.slabs import Slabs
 from mountfs.local.staging import Staging
@@ -112,7 +112,7 @@ class Context:
         for row in self.journal.rows():
             for ino in {row.ino if row.op == Op.WRITE else 0, row.parent, row.parent2} - {0}:
                 inode = self.inodes.get(ino)
-                if inode is not None and inode.ctime < row.time:
+                if inode is not None and inode.ctime + NEAR_NS < row.time:
                     self.inodes.hold_times(ino, row.time, row.time)
 
     def pending(self, ino: int) -> bool:

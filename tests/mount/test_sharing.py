@@ -251,3 +251,16 @@ def both(mount: Mount, stem: str, contents: set[str]) -> None:
     assert name == f"{stem}.txt"
     assert re.fullmatch(rf"{stem} \(conflict \S+ .+\)\.txt", copy), copy
     eventually(lambda: {(mount.path / path).read_text() for path in (name, copy)} == contents, SECONDS)
+
+
+def test_a_new_file_has_the_time_of_its_last_change_in_every_mount(node: Node, make_mount: MakeMount) -> None:
+    node.create_bucket(BUCKET)
+    one = make_mount(node, BUCKET, options={"settle": 5})
+    with open(one.path / "file", "wb") as file:
+        made = os.fstat(file.fileno()).st_ctime_ns
+        eventually(lambda: time.time_ns() > made + 50_000_000)
+        os.fchmod(file.fileno(), 0o600)
+    changed = (one.path / "file").stat().st_ctime_ns
+    assert changed > made + 10_000_000
+    one.sync()
+    assert abs((make_mount(node, BUCKET).path / "file").stat().st_ctime_ns - changed) < 10_000_000
