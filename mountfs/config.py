@@ -31,6 +31,8 @@ class MountOptions:
     """Let the kernel collect small writes."""
     close: Literal["local", "cluster"] = "local"
     """What close(2) waits for: the journal on this machine, or the nodes as fsync(2) does."""
+    max_stale: float | None = None
+    """Seconds for which what is known is shown while nobody says what others changed; None: for ever."""
     versions: Literal["hidden", "root", "off"] = "hidden"
     """Where the past can be looked up: in every directory, in the root of a bucket, or nowhere."""
     versions_name: str = ".versions"

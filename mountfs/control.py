@@ -87,6 +87,10 @@ class Status(TypedDict):
     connected: bool
     since: float
     """Since when it is connected, or not."""
+    heard: float | None
+    """When the server last said what others changed, of the bucket where that is longest ago; null: never."""
+    max_stale: float | None
+    """Seconds after that for which what is known is shown; null: for ever."""
     nodes: list[dict[str, str]]
     """Those of the cluster: ``id``, ``url``, ``zone``, ``state``."""
     requests: int

@@ -247,6 +247,8 @@ class Daemon:
             "draining": self._ending.certain,
             "connected": bool(state.connected),
             "since": state.since,
+            "heard": min(map(context.freshness.last, context.buckets.by_id), default=0.0) or None,
+            "max_stale": config.options.max_stale,
             "nodes": context.nodes.states(),
             "requests": context.client.requests + context.nodes.requests,
             "pending": {"operations": context.journal.count, "bytes": dirty, "files": self._fs.pending_names()},

@@ -105,6 +105,14 @@ def _mask(text: str) -> int:
     return int(text, 8)
 
 
+def _bound(text: str) -> float | None:
+    if text == "none":
+        return None
+    if not (seconds := float(text)) >= 2:
+        raise ValueError("must be none, or 2 or more")
+    return seconds
+
+
 FLAGS = {
     "ro": ("ro", True),
     "allow_other": ("allow_other", True),
@@ -124,6 +132,7 @@ VALUES: dict[str, Callable[[str], Any]] = {
     "gid": _id,
     "umask": _mask,
     "close": _one_of("local", "cluster"),
+    "max_stale": _bound,
     "versions": _one_of("hidden", "root", "off"),
     "versions_name": _file_name,
     "token_file": str,

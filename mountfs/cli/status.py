@@ -15,6 +15,8 @@ from mountfs.cli import live
 from mountfs.cli.options import LocalPath, show_size
 from mountfs.errors import MountError, NotMounted
 
+STALE = 60.0
+"""Seconds after which it is told that nothing was heard of what others change: twice as long as a server is silent."""
 ANSWER = 10.0
 """Seconds a mount may take to answer."""
 
@@ -91,6 +93,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("draining", "it ends when what is pending is sent, or its time is over"))
     rows += [
         ("server", f"connected {since}" if status["connected"] else f"NOT connected {since}; changes are kept here"),
+        *_names(status),
         *_nodes(status.get("nodes", [])),
         ("requests", str(status["requests"])),
         ("pending", f"{pending['operations']} operations, {show_size(pending['bytes'])}"),
@@ -118,6 +121,18 @@ def _refused(refused: list[dict[str, Any]]) -> list[tuple[bool, str]]:
     if len(refused) > live.SHOWN:
         lines.append(f"and {len(refused) - live.SHOWN} more, see mountfs refused list")
     return [(not number, line) for number, line in enumerate(lines)]
+
+
+def _names(status: dict[str, Any]) -> list[tuple[str, str]]:
+    """How old what is shown may be; nothing while that is what it is now."""
+    heard, bound = status.get("heard"), status.get("max_stale")
+    if heard and status["connected"] and time.time() - heard < min(STALE, bound or STALE):
+        return []
+    text = f"as of {_moment(heard)}" if heard else "as of nobody knows when"
+    text += ": what others changed since is not shown"
+    if bound and heard:
+        text += f", and from {_moment(heard + bound)} on nothing is (EIO)"
+    return [("names", text)]
 
 
 def _nodes(nodes: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -25,11 +25,11 @@ from pyfuse3 import (
 
 from mountfs.fuse.answers import FOREVER, entry_of, statvfs_of
 from mountfs.fuse.guard import guard
+from mountfs.local.inodes import Inode
 from mountfs.vfs.attributes import Changes
 from mountfs.vfs.caller import Caller
 from mountfs.vfs.filesystem import FileSystem
 from mountfs.vfs.history.nodes import VIRTUAL
-from nodeserver.protocol.ids import ROOT_INO
 
 CAPABILITY = b"security.capability"
 """The kernel asks for it at every write; there never is one."""
@@ -47,6 +47,14 @@ class Adapter(pyfuse3.Operations):
         self._past = fs.history
         self._attributes = partial(entry_of, fs.options, fs.tree.removals)
         self.enable_writeback_cache = fs.options.writeback
+
+    def _live(self, inode: Inode) -> EntryAttributes:
+        """Of a live file: what changes elsewhere is invalidated, as long as it is heard of."""
+        trust = self._trust(inode.bucket)
+        return self._attributes(inode, trust, trust)
+
+    def _trust(self, bucket: int) -> float:
+        return min(FOREVER, self._fs.engine.context.freshness.left(bucket))
 
     def failed(self, message: str) -> None:
         self._fs.engine.context.report(0, message)
@@ -70,13 +78,14 @@ class Adapter(pyfuse3.Operations):
             if shown is not None:
                 return self._attributes(*shown)
         try:
-            return self._attributes(await self._fs.lookup(parent_inode, name))
+            return self._live(await self._fs.lookup(parent_inode, name))
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
         missing = EntryAttributes()
         missing.st_ino = InodeT(0)
-        missing.entry_timeout = FOREVER if parent_inode != ROOT_INO else 1.0
+        above = self._fs.engine.context.inodes.get(parent_inode)
+        missing.entry_timeout = self._trust(above.bucket) if above and above.bucket else 1.0
         return missing
 
     @guard
@@ -96,12 +105,12 @@ class Adapter(pyfuse3.Operations):
     ) -> EntryAttributes:
         self._changes(parent_inode, name, errno.EEXIST)
         inode = await self._fs.tree.create(parent_inode, name, mode, Caller(ctx.uid, ctx.gid), rdev=rdev)
-        return self._attributes(inode)
+        return self._live(inode)
 
     @guard
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
         self._changes(parent_inode, name, errno.EEXIST)
-        return self._attributes(await self._fs.mkdir(parent_inode, name, mode, Caller(ctx.uid, ctx.gid)))
+        return self._live(await self._fs.mkdir(parent_inode, name, mode, Caller(ctx.uid, ctx.gid)))
 
     @guard
     async def symlink(
@@ -110,7 +119,7 @@ class Adapter(pyfuse3.Operations):
         self._changes(parent_inode, name, errno.EEXIST)
         mode = stat.S_IFLNK | 0o777
         inode = await self._fs.tree.create(parent_inode, name, mode, Caller(ctx.uid, ctx.gid), target=target)
-        return self._attributes(inode)
+        return self._live(inode)
 
     @guard
     async def link(
@@ -118,7 +127,7 @@ class Adapter(pyfuse3.Operations):
     ) -> EntryAttributes:
         self._changes(max(inode, new_parent_inode), b"")
         self._changes(new_parent_inode, new_name, errno.EEXIST)
-        return self._attributes(await self._fs.tree.link(inode, new_parent_inode, new_name))
+        return self._live(await self._fs.tree.link(inode, new_parent_inode, new_name))
 
     @guard
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -157,7 +166,7 @@ class Adapter(pyfuse3.Operations):
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         if inode >= VIRTUAL:
             return self._attributes(*await self._past.attributes(inode))
-        return self._attributes(await self._fs.tree.inode(inode))
+        return self._live(await self._fs.attributes_of(inode))
 
     @guard
     async def setattr(
@@ -178,7 +187,7 @@ class Adapter(pyfuse3.Operations):
             mtime=attr.st_mtime_ns if fields.update_mtime else None,
             ctime=attr.st_ctime_ns if fields.update_ctime else None,
         )
-        return self._attributes(await self._fs.attributes.set(inode, changes))
+        return self._live(await self._fs.attributes.set(inode, changes))
 
     @guard
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
@@ -223,7 +232,7 @@ class Adapter(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         self._changes(parent_inode, name, errno.EEXIST)
         handle, inode = await self._fs.create(parent_inode, name, mode, flags, Caller(ctx.uid, ctx.gid))
-        return self._opened(handle, direct=self._fs.files.is_direct(handle)), self._attributes(inode)
+        return self._opened(handle, direct=self._fs.files.is_direct(handle)), self._live(inode)
 
     @guard
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
@@ -282,14 +291,15 @@ class Adapter(pyfuse3.Operations):
         for name, inode, after in await self._fs.directories.read(fh, start_id):
             if name == hidden and self._past.reserves(self._fs.directories.ino(fh), name):
                 continue
-            if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(inode), after):
+            if not pyfuse3.readdir_reply(token, FileNameT(name), self._live(inode), after):
                 break
 
     async def _read_past(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         for name, node, shown, after in await self._past.entries(fh, start_id):
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(*shown), after):
                 break
-            self._past.nodes.told(node)
+            if node is not None:
+                self._past.nodes.told(node)
 
     @guard
     async def releasedir(self, fh: FileHandleT) -> None:

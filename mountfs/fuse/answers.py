@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 
 from pyfuse3 import EntryAttributes, InodeT, ModeT, StatvfsData
@@ -15,6 +16,11 @@ FOREVER = 86_400.0
 """Seconds the kernel may trust names and attributes: what changes elsewhere is invalidated."""
 
 
+KINDS = frozenset((stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK))
+"""What the kernel takes; it refuses a whole listing for anything else."""
+NOBODY = 65534
+
+
 def entry_of(
     options: MountOptions,
     removals: Mapping[int, int],
@@ -25,25 +31,32 @@ def entry_of(
     """An inode's attributes, and for how many seconds the kernel may trust its name and them.
 
     ``removals`` tells how often directories were removed here that are back: to the kernel each is another one then.
+    What cannot be (a server may say anything) is shown as what comes nearest: one bad file must not hide the others.
     """
     entry = EntryAttributes()
     entry.st_ino = InodeT(inode.ino)
     entry.generation = removals.get(inode.ino, 0)
     mode = inode.mode if options.umask is None else inode.mode & ~options.umask
-    entry.st_mode = ModeT(mode)
-    entry.st_nlink = inode.nlink
-    entry.st_uid = inode.uid if options.uid is None else options.uid
-    entry.st_gid = inode.gid if options.gid is None else options.gid
-    entry.st_rdev = inode.rdev & U32  # earlier servers took any number, and one of them must not end a listing
-    entry.st_size = inode.size
+    kind = stat.S_IFMT(mode)
+    entry.st_mode = ModeT((kind if kind in KINDS else stat.S_IFREG) | mode & 0o7777)
+    entry.st_nlink = max(0, inode.nlink)
+    entry.st_uid = _id(inode.uid if options.uid is None else options.uid)
+    entry.st_gid = _id(inode.gid if options.gid is None else options.gid)
+    entry.st_rdev = inode.rdev & 0xFFFF_FFFF
+    entry.st_size = max(0, inode.size)
     entry.st_blksize = BLOCK
-    entry.st_blocks = (inode.size - inode.holes + 511) >> 9
+    entry.st_blocks = max(0, inode.size - inode.holes + 511) >> 9
     entry.st_atime_ns = inode.atime
     entry.st_mtime_ns = inode.mtime
     entry.st_ctime_ns = inode.ctime
     entry.entry_timeout = name_timeout
     entry.attr_timeout = timeout
     return entry
+
+
+def _id(number: int) -> int:
+    """A user or group."""
+    return number if 0 <= number < 0xFFFF_FFFF else NOBODY
 
 
 def statvfs_of(space: Space) -> StatvfsData:

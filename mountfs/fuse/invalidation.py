@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pyfuse3
 import trio
@@ -33,6 +34,9 @@ class Invalidation(Kernel):
     def inode(self, ino: int) -> None:
         self._queue.put((ino, None))
 
+    def grown(self, ino: int, offset: int, tail: bytes) -> None:
+        self._queue.put(partial(_store, ino, offset, tail))
+
     async def settled(self) -> None:
         told, token = trio.Event(), trio.lowlevel.current_trio_token()
         self._queue.put(lambda: token.run_sync_soon(told.set))
@@ -56,3 +60,11 @@ class Invalidation(Kernel):
             except OSError as error:
                 # Mostly ENOENT: the kernel does not know the file, so there is nothing to forget.
                 log.debug("invalidating %s: %s", item, error)
+
+
+def _store(ino: int, offset: int, data: bytes) -> None:
+    """Put bytes into the kernel's pages of a file; it is as long as they reach from then on."""
+    try:
+        pyfuse3.notify_store(pyfuse3.InodeT(ino), offset, data)
+    except OSError as error:
+        log.debug("the end of %d: %s", ino, error)  # mostly ENOENT, as above

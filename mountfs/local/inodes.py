@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 import time
 from collections.abc import Container, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -58,6 +58,8 @@ COLUMNS = ", ".join(Inode._fields)
 _JOINED = ", ".join(f"inode.{field}" for field in Inode._fields)
 VARIABLES = 500
 """Values bound in one query."""
+MOST = 2**63 - 1
+"""The largest number that the database and the kernel know."""
 KNOWN = 4096
 """Rows kept in memory."""
 NEAR_NS = 10_000_000
@@ -69,9 +71,10 @@ _NUMBERS = {"inode": ("ino", "parent"), "dentry": ("parent", "ino"), "journal": 
 _INSERT = f"INSERT OR REPLACE INTO inode ({COLUMNS}, content) VALUES ({', '.join('?' * (len(Inode._fields) + 1))})"  # noqa: S608
 _GET = f"SELECT {COLUMNS} FROM inode WHERE ino = ?"  # noqa: S608
 _LIST = (
-    f"SELECT dentry.name, {_JOINED} FROM dentry JOIN inode USING (ino)"  # noqa: S608
-    " WHERE dentry.parent = ? AND dentry.name > ? ORDER BY dentry.name LIMIT ?"
+    f"SELECT dentry.name, {_JOINED} FROM dentry LEFT JOIN inode USING (ino)"  # noqa: S608
+    " WHERE dentry.parent = ? AND dentry.name"
 )
+_PAGE = f"{_LIST} > ? ORDER BY dentry.name LIMIT ?"
 
 
 def pack_xattrs(xattrs: dict[bytes, bytes]) -> bytes | None:
@@ -207,10 +210,23 @@ class Inodes:
         """All names known in a directory with the inode numbers they have, UNKNOWN included."""
         return list(self._execute("SELECT name, ino FROM dentry WHERE parent = ? ORDER BY name", (parent,)))
 
-    def page(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Inode]]:
-        """Up to ``limit`` names after ``after`` in byte order, with their inodes."""
-        rows = self._execute(_LIST, (parent, after, limit)).fetchall()
-        return [(row[0], self._timed(Inode._make(row[1:]))) for row in rows]
+    def page(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Inode | None]]:
+        """Up to ``limit`` names after ``after`` in byte order, with their inodes; None: the server has to be asked."""
+        rows = self._execute(_PAGE, (parent, after, limit)).fetchall()
+        return [(row[0], self._joined(row)) for row in rows]
+
+    def named(self, parent: int, names: Sequence[bytes]) -> dict[bytes, Inode | None]:
+        """Those of up to ``VARIABLES`` names that there are, as :meth:`page`."""
+        query = f"{_LIST} IN ({', '.join('?' * len(names))})"
+        return {row[0]: self._joined(row) for row in self._execute(query, (parent, *names)).fetchall()}
+
+    def _joined(self, row: Sequence[Any]) -> Inode | None:
+        return None if row[1] is None else self._timed(Inode._make(row[1:]))
+
+    def before(self, parent: int, name: bytes) -> bytes:
+        """The last name before another, empty when that is the first."""
+        query = "SELECT max(name) FROM dentry WHERE parent = ? AND name < ?"
+        return self._execute(query, (parent, name)).get or b""
 
     def names(self, ino: int) -> list[tuple[int, bytes]]:
         """(directory, name) pairs that lead to an inode, in the directory its row knows of.
@@ -220,10 +236,11 @@ class Inodes:
         query = "SELECT parent, name FROM dentry WHERE parent = (SELECT parent FROM inode WHERE ino = ?1) AND ino = ?1"
         return list(self._execute(query, (ino,)))
 
-    def unknown_names(self, parent: int, limit: int) -> list[bytes]:
-        """Names in a directory that the server has to be asked about."""
-        rows = self._execute("SELECT name FROM dentry WHERE parent = ? AND ino = 0 LIMIT ?", (parent, limit))
-        return [row[0] for row in rows]
+    def unknown_name(self, parent: int) -> bytes | None:
+        """The first name in a directory that the server has to be asked about."""
+        query = "SELECT name FROM dentry LEFT JOIN inode USING (ino) WHERE dentry.parent = ? AND inode.ino IS NULL"
+        row = self._execute(f"{query} ORDER BY name LIMIT 1", (parent,)).fetchone()
+        return row[0] if row else None
 
     def names_between(self, parent: int, after: bytes, last: bytes | None) -> list[bytes]:
         """The names in a directory behind ``after``, up to ``last`` if given."""
@@ -339,10 +356,15 @@ class Inodes:
                 content = pack_slices([])
             self._times.pop(ino, None)
             self._known.pop(ino, None)
+            numbers = (
+                file.mode, file.uid, file.gid, file.rdev, file.nlink, file.size, holes_in(slices or ()),
+                file.atime_ns, file.mtime_ns, file.ctime_ns,
+            )  # fmt: skip
+            if max(numbers) > MOST or min(numbers) < -MOST:  # nothing of ours; SQLite would refuse the whole listing
+                numbers = tuple(max(-MOST, min(MOST, number)) for number in numbers)  # type: ignore[assignment]
             row = Inode(
-                ino, bucket, file.id, file.mode, file.uid, file.gid, file.rdev, file.nlink, file.size,
-                holes_in(slices or ()), file.atime_ns, file.mtime_ns, file.ctime_ns, parent, complete, 0,
-                file.version, file.target, pack_xattrs(file.xattrs),
+                ino, bucket, file.id, *numbers, parent, complete, 0, file.version, file.target,
+                pack_xattrs(file.xattrs),
             )  # fmt: skip
             rows.append((*row, content))
         self._db.executemany(_INSERT, rows)

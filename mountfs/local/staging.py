@@ -188,6 +188,16 @@ class Staging:
                 content.layers.rebase(unpack_slices(packed))
                 content.layers.size, content.holes = inode.size, inode.holes
 
+    def follow(self, content: Content) -> bool:
+        """Follow the file to the version that its row has, if nobody may write; whether it was another one.
+
+        Who has it open for writing writes to the version that he saw: else he would write over what others did.
+        """
+        before = content.version
+        if not content.writers and not content.unsent and not content.layers.overlay:
+            self._reload(content)
+        return content.version != before
+
     def _reload(self, content: Content) -> None:
         """Follow the file to another version, where nothing here was written over the old one."""
         inode, packed = self._inodes.get(content.ino), self._inodes.content(content.ino)

@@ -18,10 +18,11 @@ from mountfs.local.buckets import Buckets, BucketState
 from mountfs.local.cache import Cache
 from mountfs.local.checking import Checker
 from mountfs.local.database import Database
-from mountfs.local.inodes import Inodes
+from mountfs.local.inodes import NEAR_NS, Inodes
 from mountfs.local.journal import Journal, Op, Row
 from mountfs.local.slabs import Slabs
 from mountfs.local.staging import Staging
+from mountfs.sync.freshness import Freshness
 from mountfs.sync.nodes import Nodes
 from nodeserver.client import Client
 from nodeserver.protocol.ids import new_id
@@ -41,6 +42,9 @@ class Kernel:
 
     def inode(self, ino: int) -> None:
         """Attributes and content of a file may have changed."""
+
+    def grown(self, ino: int, offset: int, tail: bytes) -> None:
+        """A file that nobody here writes ends at ``offset`` and the bytes of ``tail`` now."""
 
     async def settled(self) -> None:
         """Return when the kernel knows what it was told so far."""
@@ -66,6 +70,7 @@ class Context:
         self.journal = Journal(db)
         self.aside = Aside(db, self.inodes, self.journal)
         self.buckets = Buckets(db)
+        self.freshness = Freshness(db, config.options.max_stale)
         self.slabs = Slabs(config.state / "slabs")
         self.cache = Cache(db, self.slabs, config.cache_size)
         self.staging = Staging(db, self.inodes, self.journal, self.slabs, self.cache)
@@ -125,7 +130,7 @@ class Context:
         for row in self.journal.rows():
             for ino in {row.ino if row.op == Op.WRITE else 0, row.parent, row.parent2} - {0}:
                 inode = self.inodes.get(ino)
-                if inode is not None and inode.ctime < row.time:
+                if inode is not None and inode.ctime + NEAR_NS < row.time:
                     self.inodes.hold_times(ino, row.time, row.time)
 
     def pending(self, ino: int) -> bool:

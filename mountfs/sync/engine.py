@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import random
@@ -9,10 +10,12 @@ import random
 import trio
 
 from mountfs.local.buckets import BucketState
+from mountfs.local.inodes import Inode
 from mountfs.sync.committer import Committer
 from mountfs.sync.context import Context
 from mountfs.sync.downloads import Downloads
 from mountfs.sync.errors import deadline, os_error
+from mountfs.sync.openfiles import OpenFiles
 from mountfs.sync.remote import Remote
 from mountfs.sync.uploads import Uploads
 from nodeserver.client import ClientError, Refused, State
@@ -39,7 +42,8 @@ class Engine:
         self._nursery = nursery
         self.downloads = Downloads(context, nursery)
         self.uploads = Uploads(context, self.downloads, nursery)
-        self.remote = Remote(context, self.downloads)
+        self.opened = OpenFiles(context, self.downloads, nursery)
+        self.remote = Remote(context, self.downloads, self.opened)
         self._committers: dict[int, Committer] = {}
         self._reconnected = trio.Event()
         self._scopes: dict[int, trio.CancelScope] = {}
@@ -124,7 +128,8 @@ class Engine:
                 changes = await self._changes(bucket, wait)
                 bucket.redundancy = changes.redundancy
                 self.context.nodes.heard(changes.epoch)
-                self.remote.apply(bucket, changes)
+                for inode in self.remote.apply(bucket, changes):
+                    self._nursery.start_soon(self._renew, inode)
             except Exception as error:
                 if isinstance(error, Refused) and error.code is Code.HISTORY_GONE:
                     await self._committers[bucket.id].put_back()
@@ -145,7 +150,7 @@ class Engine:
                 looked.set()
                 if trio.current_time() - asked < min(wait, FEED_EARLY):
                     await trio.sleep(FEED_EARLY)  # a server that does not wait must not be asked all the time
-                wait = FEED_WAIT
+                wait = self.context.freshness.feed_wait(FEED_WAIT)
             delay = FEED_RETRY_FIRST
 
     async def _changes(self, bucket: BucketState, wait: float) -> wire.Changes:
@@ -169,6 +174,11 @@ class Engine:
             except ClientError as error:
                 log.debug("bucket %s: %s", bucket.name, error)
                 return
+
+    async def _renew(self, inode: Inode) -> None:
+        """An open file changed elsewhere, and nobody may ask for it."""
+        with contextlib.suppress(OSError):  # who uses it asks again, and is told
+            await self.remote.refresh(inode)
 
     # Buckets
 

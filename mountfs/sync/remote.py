@@ -20,6 +20,7 @@ from mountfs.local.inodes import UNKNOWN, Inode, holes_in
 from mountfs.sync.context import Context
 from mountfs.sync.downloads import Downloads
 from mountfs.sync.errors import deadline, os_error
+from mountfs.sync.openfiles import OpenFiles
 from nodeserver.client import ClientError
 from nodeserver.content.manifest import BadManifest, Unpacker, check_indirect, pack_slices
 from nodeserver.protocol import wire
@@ -31,8 +32,6 @@ PAGE = 5000
 """Names asked for in one request."""
 OLD_ANSWER_PAUSE = 0.05
 """Seconds until a question is asked again whose answer was older than what is known."""
-RESOLVE_LIMIT = 64
-"""A directory with more changed names than this is listed anew instead."""
 
 Answer = TypeVar("Answer", wire.FileAnswer, wire.Listing)
 
@@ -40,9 +39,10 @@ Answer = TypeVar("Answer", wire.FileAnswer, wire.Listing)
 class Remote:
     """Questions to the server; answers go into the local database."""
 
-    def __init__(self, context: Context, downloads: Downloads) -> None:
+    def __init__(self, context: Context, downloads: Downloads, opened: OpenFiles) -> None:
         self._context = context
         self._downloads = downloads
+        self._opened = opened
         self._listings: dict[int, trio.Lock] = {}
         self._kept: set[int] = set()
         """Buckets that stay though the server lacks them."""
@@ -113,6 +113,7 @@ class Remote:
         with context.db.transaction():
             state = context.buckets.add(info, context.inodes.ino(info.root))
             context.inodes.store(state.id, [answer.file], parent)
+            context.freshness.heard(state)
             if parent:
                 context.inodes.enter(parent, info.name.encode(), state.root)
                 context.inodes.touch(parent, time.time_ns(), 1)
@@ -126,6 +127,7 @@ class Remote:
         fresh = [file for file in files if not self._known_better(file)]
         for ino in context.inodes.store(bucket.id, fresh, parent):
             context.kernel.inode(ino)
+            self._opened.follow(ino)
 
     def _known_better(self, file: wire.File) -> bool:
         """Whether what is known of a file here is newer, or is that some of it is gone."""
@@ -165,6 +167,7 @@ class Remote:
             self._take(bucket, [file], inode.parent)
             if not context.pending(inode.ino):
                 context.inodes.update(inode.ino, content=pack_slices(slices), holes=holes_in(slices))
+        self._opened.follow(inode.ino)
 
     async def slices(self, bucket: BucketState, manifest: wire.Manifest | None) -> list[wire.Slice]:
         """A content's slices, fetched from chunks when the manifest is stored there. Raises OSError."""
@@ -203,16 +206,25 @@ class Remote:
                 self._listings.pop(directory.ino, None)
 
     async def _resolve(self, directory: Inode) -> None:
-        names = self._context.inodes.unknown_names(directory.ino, RESOLVE_LIMIT + 1)
-        if len(names) > RESOLVE_LIMIT:
-            await self._list(directory)
-            return
-        for name in names:
-            await self.lookup(directory, name)
+        """Learn what others changed in a directory known before; no ``await`` after the last answer."""
+        inodes, last = self._context.inodes, None
+        while (name := inodes.unknown_name(directory.ino)) is not None:
+            if name == last:
+                raise OSError(errno.EIO, f"nobody says what {name!r} is")
+            await self.part(directory, inodes.before(directory.ino, name), PAGE)
+            last = name
 
-    async def _page(self, bucket: BucketState, directory: Inode, after: bytes) -> wire.Listing:
+    async def part(self, directory: Inode, after: bytes, limit: int) -> None:
+        """Learn names of a directory, up to ``limit`` of those behind ``after``, in one request."""
+        bucket = self._context.buckets.by_id[directory.bucket]
+        page = await self._page(bucket, directory, after, limit)
+        last = page.entries[-1].name if page.more else None
+        with self._context.db.transaction():
+            self._merge(bucket, directory.ino, page.entries, after, last)
+
+    async def _page(self, bucket: BucketState, directory: Inode, after: bytes, limit: int = PAGE) -> wire.Listing:
         client = self._context.client
-        return await self._ask(bucket, lambda: client.entries(bucket.name, directory.file_id, after, PAGE))
+        return await self._ask(bucket, lambda: client.entries(bucket.name, directory.file_id, after, limit))
 
     async def prime(self, directory: Inode) -> bool:
         """Learn the first names of a directory; True when these are all."""
@@ -257,8 +269,8 @@ class Remote:
 
     # The change feed
 
-    def apply(self, bucket: BucketState, changes: wire.Changes) -> None:
-        """Take note of what other clients changed."""
+    def apply(self, bucket: BucketState, changes: wire.Changes) -> list[Inode]:
+        """Take note of what other clients changed. Returns the files in use here whose content it may be."""
         context = self._context
         entries: list[tuple[int, bytes]] = []
         stale: list[int] = []
@@ -278,11 +290,15 @@ class Remote:
                     context.inodes.enter(parent, name, UNKNOWN)
             context.inodes.mark_stale(stale)
             context.buckets.advance(bucket, changes.seq, changes.usage, changes.time_ns)
+            if not changes.more:
+                context.freshness.heard(bucket)
         self.merged = {name: seq for name, seq in self.merged.items() if not self._reached(bucket, name[0], seq)}
         for parent, name in entries:
             context.kernel.entry(parent, name)
         for ino in stale:
             self.invalidate(ino)
+        opened = {ino for ino in stale if self._opened.is_open(ino)}
+        return [inode for ino in opened if (inode := context.inodes.get(ino)) is not None]
 
     def _reached(self, bucket: BucketState, directory: int, seq: int) -> bool:
         """Whether all changes to a directory of this bucket up to ``seq`` are known."""

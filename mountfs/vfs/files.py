@@ -50,8 +50,11 @@ class Files:
         inode = await self._tree.inode(ino)
         if inode.is_dir:
             raise failure(errno.EISDIR)
+        self._context.freshness.require(inode.bucket)
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         content = await self._acquire(inode, write=writes)
+        if writes:
+            await self._engine.opened.settled(ino)
         if flags & os.O_TRUNC and content.layers.size:
             self._staging.truncate(content, 0)
         number = self._add(content, flags)
@@ -174,6 +177,7 @@ class Files:
         inode = await self._tree.inode(ino)
         content = await self._acquire(inode, write=True)
         try:
+            await self._engine.opened.settled(ino)
             if size != content.layers.size:
                 growth = max(0, size - content.layers.size)
                 self._check(content, growth)

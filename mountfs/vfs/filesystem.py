@@ -73,6 +73,13 @@ class FileSystem:
             return await self.tree.inode(directory.parent or ROOT_INO)
         return await self.tree.existing(directory, name)
 
+    async def attributes_of(self, ino: int) -> Inode:
+        """An inode as it is now. Raises OSError(EIO) when it is not in use and ``max_stale`` has passed."""
+        inode = await self.tree.inode(ino)
+        if ino != ROOT_INO and ino not in self._context.staging.contents:
+            self._context.freshness.require(inode.bucket)
+        return inode
+
     async def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Inode]:
         """Create and open a regular file; returns the handle and the inode."""
         inode = await self.tree.create(parent, name, stat.S_IFREG | mode & 0o7777, caller)

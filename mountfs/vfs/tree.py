@@ -11,7 +11,7 @@ import os
 import stat
 import time
 
-from mountfs.local.inodes import UNKNOWN, Inode
+from mountfs.local.inodes import Inode
 from mountfs.local.journal import Op
 from mountfs.sync.engine import Engine
 from mountfs.vfs.caller import Caller
@@ -81,10 +81,11 @@ class Tree:
         """What a name stands for, None when it is free. Raises OSError when nobody can say."""
         if len(name) > NAME_MAX:
             raise failure(errno.ENAMETOOLONG)
+        self._context.freshness.require(directory.bucket)
         target = self._inodes.target(directory.ino, name)
         if target is None and (directory.complete or (directory.ino, name) in self._journal.names):
             return None
-        if not target:
+        if not target or self._inodes.get(target) is None:
             await self._ask(directory, name)
             target = self._inodes.target(directory.ino, name)
         return await self.inode(target) if target else None
@@ -94,7 +95,7 @@ class Tree:
         remote = self._engine.remote
         if not directory.bucket:
             await self._engine.buckets_changed()
-        elif self._inodes.target(directory.ino, name) == UNKNOWN or directory.ino in self._large:
+        elif self._inodes.target(directory.ino, name) is not None or directory.ino in self._large:
             await remote.lookup(directory, name)
         elif not await remote.prime(directory):
             self._large.add(directory.ino)

@@ -78,8 +78,13 @@ class History(Calls):
         self, bucket: str, dir_id: FileId, name: bytes, *, deadline: float | None = None
     ) -> list[Occupant]:
         """Who has or had a name in a directory, oldest first."""
-        path = f"{of_file(bucket, dir_id)}/occupants?name={base64url(name)}"
-        return (await self._get(path, Occupants, deadline)).occupants
+        path, found, more = f"{of_file(bucket, dir_id)}/occupants?name={base64url(name)}", list[Occupant](), True
+        while more:
+            after = found[-1].until_seq if found else 0
+            page = await self._get(f"{path}&after={after}", Occupants, deadline)
+            found += page.occupants
+            more = page.more and bool(page.occupants)
+        return found
 
     async def log(
         self, bucket: str, file_id: FileId, before: int = 0, limit: int = 1000, *, deadline: float | None = None

@@ -79,7 +79,8 @@ async def changes(request: Request) -> Response:
         news = await limits(request).waiting.wait(address_of(request), waiting)
     seq, time_ns, found = news or await here.metadata.changes(bucket, since, limit, 0, known, known_ns)
     row = await here.metadata.bucket(bucket)
-    return answer(request, Changes(seq, found, usage(here, row), row.redundancy, here.membership.map.epoch, time_ns))
+    told = Changes(seq, found, usage(here, row), row.redundancy, here.membership.map.epoch, time_ns, more=row.seq > seq)
+    return answer(request, told)
 
 
 ROUTES = [

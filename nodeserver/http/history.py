@@ -64,7 +64,9 @@ async def versions(request: Request) -> Response:
 async def occupants(request: Request) -> Response:
     identity(request)
     bucket, directory, name = request.path_params["bucket"], hex_id(request, "file", 16), name_parameter(request)
-    return answer(request, await services(request).metadata.occupants(bucket, directory, name))
+    after = integer_parameter(request, "after", 0, 0, MAX_SEQ)
+    limit = integer_parameter(request, "limit", MAX_VERSIONS, 1, MAX_VERSIONS)
+    return answer(request, await services(request).metadata.occupants(bucket, directory, name, after, limit))
 
 
 async def version(request: Request) -> Response:

@@ -160,7 +160,7 @@ class _Batch:
             size=len(new.target),
             atime_ns=new.atime_ns,
             mtime_ns=new.mtime_ns,
-            ctime_ns=op.time_ns,
+            ctime_ns=max(op.time_ns, op.file.ctime_ns),  # its mode may have changed since it was made
             target=new.target,
             xattrs=pack_xattrs(new.xattrs),
         )

@@ -13,13 +13,14 @@ from nodeserver.metadata import tables
 from nodeserver.metadata.database import rows_of
 from nodeserver.metadata.errors import NoFile
 from nodeserver.metadata.lineage import Stay, reach, relatives
+from nodeserver.metadata.paging import FIXED, stream
 from nodeserver.metadata.purges import SERVER
-from nodeserver.metadata.reads import newest_seq
+from nodeserver.metadata.reads import LARGE, newest_seq
 from nodeserver.metadata.replay import Logged, Names, replay
 from nodeserver.metadata.rows import Rows, slices
 from nodeserver.metadata.tables import LIVE
 from nodeserver.metadata.tree import Place
-from nodeserver.protocol.wire import Change, Committed, Event, Events, FileId
+from nodeserver.protocol.wire import MAX_ANSWER, Change, Committed, Event, Events, FileId
 
 _bucket, _file, _entry, _log = tables.bucket.c, tables.file.c, tables.entry.c, tables.commit.c
 
@@ -90,14 +91,15 @@ def log(connection: Connection, bucket: int, id_: FileId, before: int, limit: in
         bounds = reach([Stay(id_, 0, LIVE)], known)
         commits = _about(connection, bucket, bounds, before)
     found: list[Event] = []
-    looked_at = 0
+    looked_at = size = 0
     for row in commits:
         if looked_at >= BUDGET:
             break
         logged = _decode_ops(row.ops)
         looked_at += len(logged.ops)
         events = _events(connection, bucket, row, logged, id_, bounds)
-        if found and len(found) + len(events) > limit:
+        size += sum(FIXED + len(event.path) + len(event.new_path) for event in events)
+        if found and (len(found) + len(events) > limit or size > MAX_ANSWER):
             break
         found += events
         before = row.seq
@@ -135,9 +137,12 @@ def _events(
 
 
 def _all_before(connection: Connection, bucket: int, before: int) -> Iterator[Row[Any]]:
-    while rows := connection.execute(_BEFORE, {"bucket": bucket, "before": before}).all():
-        yield from rows
-        before = rows[-1].seq
+    last = None
+    while last != before:
+        last = before
+        for row in stream(connection, _BEFORE, {"bucket": bucket, "before": before}, LARGE):
+            yield row
+            before = row.seq
 
 
 def _about(connection: Connection, bucket: int, files: Iterable[FileId], before: int) -> Iterator[Row[Any]]:
@@ -146,4 +151,4 @@ def _about(connection: Connection, bucket: int, files: Iterable[FileId], before:
         seqs.update(connection.scalars(_TOUCHING, {"bucket": bucket, "files": some}))
     wanted = sorted((seq for seq in seqs if 0 < seq < before), reverse=True)
     for start in range(0, len(wanted), AT_ONCE):
-        yield from connection.execute(_THESE, {"bucket": bucket, "seqs": wanted[start : start + AT_ONCE]})
+        yield from stream(connection, _THESE, {"bucket": bucket, "seqs": wanted[start : start + AT_ONCE]}, LARGE)

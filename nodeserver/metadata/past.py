@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from heapq import merge
 from operator import itemgetter
 from typing import Any
 
@@ -25,19 +25,22 @@ from sqlalchemy import (
 from nodeserver.metadata import tables
 from nodeserver.metadata.errors import HistoryGone, NoFile
 from nodeserver.metadata.lineage import Stay, heirs_of, reach, relatives
+from nodeserver.metadata.paging import onwards, page_of, weight_of_entry, weight_of_row
 from nodeserver.metadata.reads import FILE, SHORT_MANIFEST, file_of, manifest_of, newest_seq
 from nodeserver.metadata.rows import slices
 from nodeserver.metadata.tables import LIVE
 from nodeserver.metadata.tree import Place
 from nodeserver.protocol.privacy import Access, restrict
-from nodeserver.protocol.wire import Entry, File, FileAnswer, FileId, Listing, Moment, TreeListing
+from nodeserver.protocol.wire import MAX_ANSWER, Entry, File, FileAnswer, FileId, Listing, Moment, TreeListing
 
 _file, _entry, _version, _log = tables.file.c, tables.entry.c, tables.version.c, tables.commit.c
 PAST, _earlier = tables.past.alias("then"), tables.past.alias("earlier").c
 _at = bindparam("at", type_=BigInteger)
 
 PAGE = 1000
-"""Names of a directory that a walk loads at a time."""
+"""Names of a directory that a walk loads at a time,"""
+PAGE_BYTES = 256 * 1024
+"""of about so many bytes: it keeps them of each directory that it is in."""
 
 
 def row_then(at: ColumnElement[int]) -> ColumnElement[bool]:
@@ -156,21 +159,22 @@ class AsOf:
         rows = [row for half in _LOOKUPS for row in self._rows(half, parent=directory, name=name)]
         return self._files(rows[:1], [(directory, name)])[0] if rows else None
 
-    def entries(self, directory: FileId, after: bytes, limit: int) -> tuple[list[Entry], bool]:
-        """The first names after ``after``, and whether there are more."""
-        found: list[Entry] = []
-        while len(found) < limit:
-            wanted = limit - len(found)
-            rows = [row for half in _PAGES for row in self._rows(half, parent=directory, after=after, limit=wanted + 1)]
-            rows.sort(key=itemgetter(-1))
-            page = rows[:wanted]
+    def entries(
+        self, directory: FileId, after: bytes, limit: int, budget: int = MAX_ANSWER
+    ) -> tuple[list[Entry], bool]:
+        """The first names after ``after``, up to ``limit`` and about ``budget`` bytes, and whether there are more."""
+        more = True
+        while more:
+            values = {"bucket": self._bucket, "at": self._at, "parent": directory, "after": after, "limit": limit + 1}
+            halves = [onwards(self._connection, half, values, "after", -1) for half in _PAGES]
+            page, more = page_of(merge(*halves, key=itemgetter(-1)), limit, weight_of_row, budget)
             names = [row[-1] for row in page]
             files = self._files(page, [(directory, name) for name in names])
-            found += [Entry(name, file) for name, file in zip(names, files, strict=True) if file]
-            if len(rows) <= wanted:
-                return found, False
-            after = names[-1]
-        return found, True
+            if found := [Entry(name, file) for name, file in zip(names, files, strict=True) if file]:
+                # Whoever goes on from the last of them looks again at those behind it that were not kept.
+                return found, more
+            after = names[-1] if names else after
+        return [], False
 
     def walk(self, directory: FileId, after: bytes) -> Iterator[Entry]:
         """All that was below a directory and follows the path ``after``; parents first, names in byte order."""
@@ -187,7 +191,7 @@ class AsOf:
         while levels:
             level = levels[-1]
             if not level.page and level.more:
-                page, level.more = self.entries(level.directory, level.after, PAGE)
+                page, level.more = self.entries(level.directory, level.after, PAGE, PAGE_BYTES)
                 level.page = page[::-1]
             if not level.page:
                 levels.pop()
@@ -285,8 +289,8 @@ def tree(
     at = newest_seq(connection, bucket) if at is None else at
     then = AsOf(connection, bucket, at)
     itself = then.directory(directory)
-    page = list(islice(then.walk(directory, after), limit + 1))
-    return TreeListing(at, itself, page[:limit], more=len(page) > limit)
+    page, more = page_of(then.walk(directory, after), limit, weight_of_entry)
+    return TreeListing(at, itself, page, more)
 
 
 def moment(connection: Connection, bucket: int, time_ns: int) -> Moment:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, FromClause, and_, bindparam, case, literal, s
 
 from nodeserver.metadata import tables
 from nodeserver.metadata.errors import HistoryGone, NoBucket, NoFile
+from nodeserver.metadata.paging import onwards, page_of, weight_of_row
 from nodeserver.metadata.tables import LIVE
 from nodeserver.protocol.wire import (
     INLINE_SLICES,
@@ -25,6 +26,8 @@ from nodeserver.protocol.wire import (
 
 _bucket, _file, _entry, _version = tables.bucket.c, tables.file.c, tables.entry.c, tables.version.c
 
+LARGE = 4
+"""Rows of the log fetched at a time: each may have a few MB."""
 FILE = [column for column in tables.file.c if column.name in File.__struct_fields__]
 SHORT_MANIFEST = case((_version.slices <= INLINE_SLICES, _version.manifest), else_=literal(None)).label("manifest")
 _HEAD = and_(_version.bucket == _file.bucket, _version.id == _file.version)
@@ -55,7 +58,7 @@ _PAGE = _ENTRIES.where(_entry.name > bindparam("after")).order_by(_entry.name).l
 _SEQ = select(_bucket.seq).where(_here(tables.bucket), _bucket.name.is_not(None))
 _TIME = select(tables.commit.c.time_ns).where(_here(tables.commit), tables.commit.c.seq == bindparam("seq"))
 _LOG = (
-    select(tables.commit.c.change)
+    select(tables.commit.c.seq, tables.commit.c.change)
     .where(_here(tables.commit), tables.commit.c.seq > bindparam("since"))
     .order_by(tables.commit.c.seq)
     .limit(bindparam("limit"))
@@ -85,9 +88,8 @@ def entries(connection: Connection, bucket: int, directory: FileId, after: bytes
     seq = newest_seq(connection, bucket)
     itself = _directory(connection, bucket, directory)
     wanted = {"bucket": bucket, "parent": directory, "after": after, "limit": limit + 1}
-    rows = connection.execute(_PAGE, wanted).all()
-    page = [Entry(row[0], file_of(row[1:])) for row in rows[:limit]]
-    return Listing(seq, itself, page, more=len(rows) > limit)
+    page, more = page_of(onwards(connection, _PAGE, wanted, "after", 0), limit, weight_of_row)
+    return Listing(seq, itself, [Entry(row[0], file_of(row[1:])) for row in page], more)
 
 
 def changes(
@@ -99,8 +101,9 @@ def changes(
     """
     newest = newest_seq(connection, bucket)
     check_known(connection, bucket, newest, max(since, known), known_ns if known >= since else 0)
-    rows = connection.execute(_LOG, {"bucket": bucket, "since": since, "limit": limit}).scalars()
-    commits = [unpack(change, Change) for change in rows]
+    wanted = {"bucket": bucket, "since": since, "limit": limit}
+    page, _ = page_of(onwards(connection, _LOG, wanted, "since", 0), limit, weight_of_row)
+    commits = [unpack(row.change, Change) for row in page]
     if commits:
         return commits[-1].seq, commits[-1].time_ns, commits
     return newest, time_of(connection, bucket, newest), commits

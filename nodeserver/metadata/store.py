@@ -284,9 +284,9 @@ class Metadata:
         """A page of what happened to a file, or below a directory, newest first; from the newest with ``before`` 0."""
         return await self._in(name, events.log, id_, before, limit)
 
-    async def occupants(self, name: str, directory: FileId, entry: bytes) -> Occupants:
-        """Who has or had a name, oldest first."""
-        return await self._in(name, versions.occupants, directory, entry)
+    async def occupants(self, name: str, directory: FileId, entry: bytes, after: int, limit: int) -> Occupants:
+        """A page of who has or had a name, oldest first."""
+        return await self._in(name, versions.occupants, directory, entry, after, limit)
 
     @contextlib.asynccontextmanager
     async def _turn(self, bucket: int) -> AsyncIterator[None]:

@@ -14,6 +14,7 @@ from nodeserver.metadata import tables
 from nodeserver.metadata.above import Above
 from nodeserver.metadata.errors import NoFile
 from nodeserver.metadata.lineage import Relative, Stay, heirs_of, reach, relatives, stays
+from nodeserver.metadata.paging import FIXED, page_of
 from nodeserver.metadata.past import PAST, row_then, then
 from nodeserver.metadata.reads import SHORT_MANIFEST, manifest_of, newest_seq
 from nodeserver.metadata.rows import slices
@@ -21,6 +22,7 @@ from nodeserver.metadata.tables import LIVE
 from nodeserver.metadata.tree import Place
 from nodeserver.protocol.privacy import Access, restrict
 from nodeserver.protocol.wire import (
+    MAX_VERSIONS,
     FileId,
     Occupant,
     Occupants,
@@ -34,6 +36,8 @@ from nodeserver.protocol.wire import (
 
 _file, _entry, _version = tables.file.c, tables.entry.c, tables.version.c
 
+LOADED = 200
+"""Versions loaded in one go."""
 SCAN = 1000
 """Names looked at in one go for those that have content."""
 
@@ -104,10 +108,20 @@ def versions(
     if after and after not in ids:
         raise NoFile(f"there is no version {after.hex()} of that name")
     start = ids.index(after) + 1 if after else 0
-    page = _loaded(connection, bucket, _SHORT, ids[start : start + limit])
+    loaded = (
+        version
+        for some in range(start, len(ids), LOADED)
+        for version in _loaded(connection, bucket, _SHORT, ids[some : some + LOADED])
+    )
+    page, more = page_of(loaded, limit, _weight)
     head = known[spans[-1].file].version if spans and spans[-1].until_seq == LIVE else b""
     _complete(connection, bucket, page, known, (directory, name), head)
-    return Versions(seq, page, more=len(ids) > start + limit)
+    return Versions(seq, page, more)
+
+
+def _weight(version: Version) -> int:
+    """Bytes that a version takes in an answer, about."""
+    return FIXED + len(version.author) + 48 * len(version.manifest.slices if version.manifest else ())
 
 
 def version(connection: Connection, bucket: int, id_: VersionId) -> VersionAnswer:
@@ -134,13 +148,17 @@ def names(connection: Connection, bucket: int, directory: FileId, after: bytes, 
         if candidates:
             found += _past_names(connection, bucket, directory, after, candidates[-1])
             after = candidates[-1]
-    return PastNames(seq, found[:limit], more=len(found) > limit)
+    page, more = page_of(found, limit, lambda it: FIXED + len(it.name))
+    return PastNames(seq, page, more)
 
 
-def occupants(connection: Connection, bucket: int, directory: FileId, name: bytes) -> Occupants:
-    """Who had a name, oldest first. Raises ``NoFile``."""
+def occupants(
+    connection: Connection, bucket: int, directory: FileId, name: bytes, after: int = 0, limit: int = MAX_VERSIONS
+) -> Occupants:
+    """A page of who had a name, oldest first, until commits behind ``after``. Raises ``NoFile``."""
     seq = _check_directory(connection, bucket, directory)
-    spans = stays(connection, bucket, (directory, name))
+    spans = [stay for stay in stays(connection, bucket, (directory, name)) if stay.until_seq > after]
+    more, spans = len(spans) > limit, spans[:limit]
     known = relatives(connection, bucket, [stay.file for stay in reversed(spans)])
     times = {LIVE: 0}
     seqs = sorted({seq for stay in spans for seq in (stay.since_seq, stay.until_seq)})
@@ -160,6 +178,7 @@ def occupants(connection: Connection, bucket: int, directory: FileId, name: byte
             for stay in spans
             if stay.file in known
         ],
+        more,
     )
 
 

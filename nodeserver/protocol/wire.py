@@ -36,6 +36,9 @@ MAX_BATCH_CHUNKS = 1024
 """Chunks in one batch PUT or batch read."""
 MAX_BATCH_BYTES = 16 * 1024 * 1024
 """Stored bytes in one batch PUT, and in one answer to a batch read."""
+MAX_ANSWER = 4 * 1024 * 1024
+"""Bytes of items in one answer that is a page of many, about: it ends before the item that would exceed them, unless
+that is the first. Who follows pages must not count on their number of items."""
 MAX_LISTING = 10_000
 """Entries in one page of a listing."""
 MAX_CHANGES = 1_000
@@ -353,10 +356,12 @@ class Occupant(msgspec.Struct, array_like=True):
 
 
 class Occupants(msgspec.Struct):
-    """``GET …/files/{directory}/occupants?name=…``: who had a name, oldest first."""
+    """``GET …/files/{directory}/occupants?name=…&after=SEQ``: who had a name, oldest first; ``after`` is
+    ``until_seq`` of the last of the page before."""
 
     seq: Int
     occupants: list[Occupant]
+    more: bool = False
 
 
 class TreeListing(msgspec.Struct):
@@ -529,6 +534,8 @@ class Changes(msgspec.Struct):
     """Of the cluster map; who knows an older one asks for it."""
     time_ns: Int = 0
     """Of the commit ``seq``; 0 from a server of an earlier release, or when there is none."""
+    more: bool = False
+    """There are newer commits than these."""
 
 
 class Usage(msgspec.Struct):

@@ -461,3 +461,70 @@ def test_writing_as_another_user_takes_the_setuid_bit_away(here: Path, as_nobody
     os.chmod(here / "program", 0o4755)
     os.chown(here / "program", NOBODY, NOBODY)
     assert stat.S_IMODE((here / "program").stat().st_mode) == 0o755
+
+
+def test_names_that_come_while_a_directory_is_listed_make_no_other_come_twice(here: Path) -> None:
+    for number in range(5):
+        os.mknod(here / f"m{number}")
+    with os.scandir(here) as entries:
+        seen = [next(entries).name]
+        for number in range(3):
+            os.mknod(here / f"a{number}")
+        os.unlink(here / "m1")
+        seen += [entry.name for entry in entries]
+    assert [name for name in seen if name in ("m0", "m2", "m3", "m4")] == ["m0", "m2", "m3", "m4"]
+    assert len(seen) == len(set(seen))
+
+
+LIST = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.opendir.restype = libc.readdir.restype = ctypes.c_void_p
+libc.opendir.argtypes = [ctypes.c_char_p]
+libc.readdir.argtypes = libc.telldir.argtypes = [ctypes.c_void_p]
+libc.telldir.restype = ctypes.c_long
+libc.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
+stream = libc.opendir(os.fsencode(sys.argv[1]))
+def read(count):
+    found = []
+    while len(found) < count and (entry := libc.readdir(stream)):
+        found.append((ctypes.string_at(entry + 19).decode(), libc.telldir(stream)))
+    return found
+first = read(10**6)
+kept = [name for name, _ in first if not name.startswith("goes")]
+for name in os.listdir(sys.argv[1]):
+    if name.startswith("goes"):
+        os.unlink(os.path.join(sys.argv[1], name))
+for number in range(100):
+    os.mknod(os.path.join(sys.argv[1], f"a-{number}"))
+for at in range(0, len(first), 50):
+    libc.seekdir(stream, first[at][1])
+    again = [name for name, _ in read(10**6) if not name.startswith("a-")]
+    assert again == [name for name, _ in first[at + 1:] if name in kept], (at, again)
+"""
+
+
+def test_a_position_in_a_directory_stays_one_while_names_come_and_go(here: Path) -> None:
+    for number in range(200):
+        os.mknod(here / f"{'goes' if number % 3 else 'stays'}-{number}")
+    subprocess.run([sys.executable, "-c", LIST, here], check=True)
+
+
+def test_every_directory_lists_itself_and_the_one_above(here: Path, folder: Folder) -> None:
+    (here / "sub/below").mkdir(parents=True)
+    (here / "sub/file").write_text("text")
+    folder.sync()
+    for path in here / "sub", here / "sub/below":
+        assert _dots(path) == {".": path.stat().st_ino, "..": path.parent.stat().st_ino}
+    assert set(_dots(folder.path)) == {".", ".."}
+    if folder.mount:
+        then = here / "sub/.versions/@now"
+        for past in here / "sub/.versions", here / "sub/.versions/file", then, then / "below":
+            assert set(_dots(past)) == {".", ".."}
+
+
+def _dots(path: Path) -> dict[str, int]:
+    """The inode numbers of the names that Python leaves out."""
+    listed = subprocess.run(["ls", "-aiU", path], check=True, capture_output=True, text=True).stdout
+    pairs = [line.split() for line in listed.splitlines()]
+    return {name: int(number) for number, name in pairs if name in (".", "..")}

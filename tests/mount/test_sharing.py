@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, cast
+
+import pytest
 
 from tests.conftest import MakeMount
 from tests.faultproxy import FaultProxy
-from tests.harness import Mount, Node, eventually
+from tests.harness import Mount, Node, command, eventually
 
 BUCKET = "shared"
 SECONDS = 5.0
@@ -76,6 +84,34 @@ def test_content_that_was_read_before_is_seen_when_it_changes_elsewhere(node: No
     assert (two / "file").read_bytes() == body[:5]
 
 
+@pytest.mark.parametrize("options", [{}, {"nowriteback": True}], ids=["writeback", "nowriteback"])
+def test_who_follows_a_file_sees_what_is_appended_elsewhere(
+    options: dict[str, object], node: Node, make_mount: MakeMount
+) -> None:
+    node.create_bucket(BUCKET)
+    one, two = make_mount(node, BUCKET).path, make_mount(node, BUCKET, options=options).path
+    lines = [f"line {number} {'x' * length}\n" for number, length in enumerate((0, 10, 5000, 4096, 3, 300_000, 1))]
+    (one / "log").write_text(lines[0])
+    eventually(lambda: (two / "log").exists() and (two / "log").read_text() == lines[0], SECONDS)
+    tail = subprocess.Popen(["tail", "-n", "+1", "-s", "0.1", "-f", two / "log"], stdout=subprocess.PIPE, text=True)
+    with contextlib.closing(cast(IO[str], tail.stdout)) as seen, open(two / "log", "rb") as held:
+        try:
+            assert seen.readline() == lines[0]
+            for number, line in enumerate(lines[1:], 2):
+                with open(one / "log", "a") as log:
+                    log.write(line)
+                assert seen.readline() == line
+                size = sum(map(len, lines[:number]))
+                assert os.fstat(held.fileno()).st_size == size == len(os.pread(held.fileno(), 1 << 20, 0))
+        finally:
+            tail.kill()
+            tail.wait()
+    assert (two / "log").read_text() == "".join(lines)
+    with open(two / "log", "a") as log:
+        log.write("mine\n")
+    eventually(lambda: (one / "log").read_text() == "".join(lines) + "mine\n", SECONDS)
+
+
 def test_a_listing_shows_what_was_changed_elsewhere(node: Node, make_mount: MakeMount) -> None:
     one, two = mounts(node, make_mount)
     (one / "file").write_text("short")
@@ -84,6 +120,107 @@ def test_a_listing_shows_what_was_changed_elsewhere(node: Node, make_mount: Make
         (one / "file").write_text(text)
         eventually(lambda: [entry.stat().st_size for entry in os.scandir(two)] == [len(text)], SECONDS)  # noqa: B023
         assert (two / "file").read_text() == text
+
+
+def test_no_listing_leaves_out_a_name_that_is_being_replaced_elsewhere(node: Node, make_mount: MakeMount) -> None:
+    node.create_bucket(BUCKET)
+    one, two = make_mount(node, BUCKET, options={"settle": 0.05}), make_mount(node, BUCKET)
+    names = [f"name{number:02}" for number in range(12)]
+    for name in names:
+        (one.path / name).write_text("before")
+    one.sync()
+    eventually(lambda: sorted(os.listdir(two.path)) == names, SECONDS)
+    listings = []
+    for number in range(40):
+        for name in names[number % 3 :: 3]:
+            (one.path / "new").write_text(str(number))
+            (one.path / "new").rename(one.path / name)
+        listings.append({name for name in os.listdir(two.path) if name != "new"})
+    assert [sorted(set(names) - listing) for listing in listings] == [[]] * len(listings)
+    with FaultProxy(node.url) as proxy:
+        three = make_mount(node, BUCKET, url=proxy.url)
+        assert sorted(os.listdir(three.path)) == names
+    # Without the server it may be that nobody can say what a name is: then EIO, never less.
+    with contextlib.suppress(OSError):
+        assert sorted(os.listdir(three.path)) == names
+
+
+def test_a_listing_of_many_changed_names_takes_few_requests(node: Node, make_mount: MakeMount) -> None:
+    node.create_bucket(BUCKET)
+    one, two = make_mount(node, BUCKET), make_mount(node, BUCKET)
+    for number in range(300):
+        (one.path / f"{number:03}").write_text("before")
+    one.sync()
+    eventually(lambda: len(os.listdir(two.path)) == 300, SECONDS)
+    for number in range(0, 300, 2):
+        (one.path / f"{number:03}").write_text("longer than before")
+    for number in range(0, 300, 3):
+        (one.path / "new").write_text("new")
+        (one.path / "new").rename(one.path / f"{number:03}")
+    one.sync()
+    before = two.status()["requests"]
+    sizes = [3 if number % 3 == 0 else 18 if number % 2 == 0 else 6 for number in range(300)]
+    with os.scandir(two.path) as entries:
+        found = {entry.name: entry.stat().st_size for entry in entries}
+    assert sorted(found) == [f"{number:03}" for number in range(300)]
+    if [found[name] for name in sorted(found)] != sizes:  # the feed was slower than the listing
+        eventually(
+            lambda: [entry.stat().st_size for entry in sorted(os.scandir(two.path), key=lambda it: it.name)] == sizes
+        )
+    assert two.status()["requests"] - before < 60
+
+
+def test_a_mount_that_is_cut_off_says_how_old_what_it_shows_is(node: Node, make_mount: MakeMount) -> None:
+    node.create_bucket(BUCKET)
+    with FaultProxy(node.url) as proxy:
+        mount = make_mount(node, BUCKET, url=proxy.url)
+        (mount.path / "file").write_text("known")
+        mount.sync()
+        assert "names  " not in command("mountfs", "status", mount.path).stdout
+        status = mount.status()
+        assert (status["max_stale"], status["connected"]) == (None, True)
+        proxy.set("refuse")
+        mount.remount()
+        assert (mount.path / "file").read_text() == "known"
+        assert not mount.status()["connected"]
+        assert status["started"] - 60 < mount.status()["heard"] <= time.time()
+        assert "what others changed since is not shown" in command("mountfs", "status", mount.path).stdout
+
+
+def test_with_a_bound_nothing_older_is_shown(node: Node, make_mount: MakeMount) -> None:
+    node.create_bucket(BUCKET)
+    with FaultProxy(node.url) as proxy:
+        mount = make_mount(node, BUCKET, url=proxy.url, options={"max-stale": 4, "metadata-deadline": 1})
+        file = mount.path / "file"
+        file.write_text("known")
+        mount.sync()
+        time_known = file.stat().st_mtime
+        with open(file, "r+") as opened:
+            proxy.set("refuse")
+            eventually(lambda: fails(file.stat) and fails(lambda: os.listdir(mount.path)) and fails(file.read_text), 20)
+            assert opened.read() == "known"
+            opened.write(", and more")
+            opened.flush()
+            assert os.fstat(opened.fileno()).st_size == 15
+            assert mount.path.stat().st_ino == 1
+            assert "(EIO)" in command("mountfs", "status", mount.path).stdout
+        mount.remount(signal.SIGKILL)
+        assert fails(file.stat), "a restart makes nothing newer"
+        proxy.set("pass")
+        eventually(lambda: not fails(file.stat), 30)
+        assert file.read_text() == "known, and more"
+        assert file.stat().st_mtime >= time_known
+
+
+def fails(call: Callable[[], object]) -> bool:
+    """Whether a call is EIO."""
+    try:
+        call()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return True
+    return False
 
 
 def test_who_writes_at_once_in_two_mounts_finds_both_contents(node: Node, make_mount: MakeMount) -> None:
@@ -197,3 +334,16 @@ def both(mount: Mount, stem: str, contents: set[str]) -> None:
     assert name == f"{stem}.txt"
     assert re.fullmatch(rf"{stem} \(conflict \S+ .+\)\.txt", copy), copy
     eventually(lambda: {(mount.path / path).read_text() for path in (name, copy)} == contents, SECONDS)
+
+
+def test_a_new_file_has_the_time_of_its_last_change_in_every_mount(node: Node, make_mount: MakeMount) -> None:
+    node.create_bucket(BUCKET)
+    one = make_mount(node, BUCKET, options={"settle": 5})
+    with open(one.path / "file", "wb") as file:
+        made = os.fstat(file.fileno()).st_ctime_ns
+        eventually(lambda: time.time_ns() > made + 50_000_000)
+        os.fchmod(file.fileno(), 0o600)
+    changed = (one.path / "file").stat().st_ctime_ns
+    assert changed > made + 10_000_000
+    one.sync()
+    assert abs((make_mount(node, BUCKET).path / "file").stat().st_ctime_ns - changed) < 10_000_000

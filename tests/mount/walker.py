@@ -216,7 +216,7 @@ class Walker:
             names: list[bytes] = []
             position = 0
             while batch := list(await self._fs.directories.read(cursor, position)):
-                names += [name for name, _, _ in batch]
+                names += [name for name, _, _ in batch if name not in (b".", b"..")]
                 position = batch[-1][2]
             return names
         finally:

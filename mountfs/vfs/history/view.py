@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -17,7 +16,9 @@ from mountfs import moments
 from mountfs.config import MountOptions
 from mountfs.local.inodes import Inode
 from mountfs.sync.engine import Engine
+from mountfs.vfs.directories import DOTS
 from mountfs.vfs.history.asof import AsOf, FileThen
+from mountfs.vfs.history.cursor import Cursor
 from mountfs.vfs.history.nodes import VIRTUAL, Node, Nodes, Shown
 from mountfs.vfs.history.present import Present
 from mountfs.vfs.history.reading import Reader
@@ -40,18 +41,8 @@ NEWEST = 2**63 - 1
 NO_NAME = b"/"
 """What nothing is called."""
 
-
-class Cursor:
-    """An open directory. Position n is behind the n-th entry handed out."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.starts = [0]
-        """Position of the first entry of each page reached so far."""
-        self.behind = [b""]
-        """Where each of these begins."""
-        self.page: list[tuple[bytes, Node]] = []
-        self.page_start = -1
+Entry = tuple[bytes, Node | None, Shown, int]
+"""Of a listing: name, node, attributes, and the position behind it."""
 
 
 class Pin:
@@ -198,40 +189,35 @@ class View:
         self._cursors[self._last] = Cursor(self.nodes.get(ino))
         return self._last
 
-    async def entries(self, number: int, position: int) -> Iterator[tuple[bytes, Node, Shown, int]]:
+    async def entries(self, number: int, position: int) -> Iterator[Entry]:
         """(name, node, attributes, next position) from ``position`` on, as far as it is at hand.
 
-        The kernel is to be told of a node (:meth:`Nodes.told`) when it takes the entry.
+        The kernel is to be told of a node (:meth:`Nodes.told`) when it takes the entry; ``.`` and ``..`` have none.
         """
         cursor = self._cursors[number]
-        await self._load(cursor, position)
-        return self._rest(cursor, position)
+        if position == 0:
+            cursor.rewind()
+        node = cursor.node
+        above = self._engine.context.inodes.get(node.parent) if isinstance(node.parent, int) else node.parent
+        dots = [
+            (b".", node.as_known()),
+            (b"..", Shown(above, 0, 0) if isinstance(above, Inode) else (above or node).as_known()),
+        ]
+        entries = await cursor.entries(max(0, position - DOTS))
+        return self._shown(dots[position:], position, entries)
 
-    def _rest(self, cursor: Cursor, position: int) -> Iterator[tuple[bytes, Node, Shown, int]]:
+    def _shown(
+        self, dots: list[tuple[bytes, Shown]], position: int, entries: list[tuple[bytes, Node, int]]
+    ) -> Iterator[Entry]:
+        for after, (name, shown) in enumerate(dots, position + 1):
+            yield name, None, shown, after
         inodes = self._engine.context.inodes
-        for start in range(position - cursor.page_start, len(cursor.page), TOGETHER):
-            some = cursor.page[start : start + TOGETHER]
-            live = inodes.many([node.file_ino for _, node in some])
-            for after, (name, node) in enumerate(some, cursor.page_start + start + 1):
+        for start in range(0, len(entries), TOGETHER):
+            some = entries[start : start + TOGETHER]
+            live = inodes.many([node.file_ino for _, node, _ in some])
+            for name, node, number in some:
                 node = self.nodes.known(node)
-                yield name, node, node.as_known(live.get(node.file_ino)), after
-
-    async def _load(self, cursor: Cursor, position: int) -> None:
-        """Make the cursor's page the one with ``position``; an empty one when that is behind the last."""
-        if position and cursor.page_start <= position < cursor.page_start + len(cursor.page):
-            return
-        index = bisect_right(cursor.starts, position) - 1
-        while True:
-            cursor.page_start = cursor.starts[index]
-            entries, following = await cursor.node.listed(cursor.behind[index])
-            cursor.page = list(entries)
-            end = cursor.page_start + len(cursor.page)
-            if position < end or following is None:
-                return
-            index += 1
-            if index == len(cursor.starts):
-                cursor.starts.append(end)
-                cursor.behind.append(following)
+                yield name, node, node.as_known(live.get(node.file_ino)), DOTS + number + 1
 
     def close_directory(self, number: int) -> None:
         del self._cursors[number]
