@@ -67,7 +67,7 @@ class Content:
         self.floor = 0
         """The private slab may only be written from this offset on: what is below is sealed."""
         self.early = 0
-        """The nodes have the content up to this offset, though no commit refers to it yet."""
+        """Uploads before the close go on from this offset; below it there is nothing for them."""
         self.lowest_write = 0
         """Lowest offset changed since an early upload set this to the end of the file."""
         self.holes = 0
