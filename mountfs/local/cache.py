@@ -11,6 +11,7 @@ import time
 
 from mountfs.local.database import Database
 from mountfs.local.slabs import Slabs
+from mountfs.local.space import Space
 
 DISK_CHECK_BYTES = 16 << 20
 """The disk's free space is asked for again after this many bytes."""
@@ -27,18 +28,10 @@ class Cache:
         """``cap`` in bytes."""
         self._db = db
         self._slabs = slabs
+        self.space = Space(db, slabs)
         self.cap = cap
         self._touched: set[bytes] = set()
-        self._loosened: set[int] = set()
-        """Slabs that lost something since the last sweep."""
         self._disk_left = 0
-        self.delete_unreferenced()
-
-    def delete_unreferenced(self) -> None:
-        """Slabs left by a daemon that died before anything referred to them."""
-        query = "SELECT slab FROM chunk UNION SELECT slab FROM staged"
-        for slab in self._slabs.ids() - {row[0] for row in self._db.execute(query)}:
-            self._slabs.delete(slab)
 
     def locate(self, chunk: bytes) -> tuple[int, int, int] | None:
         """(slab, position, length) of a cached chunk."""
@@ -51,7 +44,14 @@ class Cache:
         return found
 
     def add(self, chunk: bytes, slab: int, position: int, length: int) -> bool:
-        """A range of a slab is a chunk's plaintext, whole. False when the chunk is cached already."""
+        """A range of a slab is a chunk's plaintext, whole. False when the chunk is cached already,
+        or some of the range as another: no two rows overlap."""
+        before = self._db.execute(
+            "SELECT position + length FROM chunk WHERE slab = ? AND position < ? ORDER BY position DESC LIMIT 1",
+            (slab, position + length),
+        ).fetchone()
+        if before is not None and before[0] > position:
+            return False
         self._db.execute(
             "INSERT OR IGNORE INTO chunk VALUES (?, ?, ?, ?, ?)", (chunk, slab, position, length, time.time_ns())
         )
@@ -63,7 +63,7 @@ class Cache:
         if row is not None:
             with self._db.transaction():
                 self._db.execute("DELETE FROM chunk WHERE id = ?", (chunk,))
-            self.free([(row[0], row[1], row[2])])
+            self.space.free([row])
 
     def has_room(self, size: int) -> bool:
         """Whether ``size`` more bytes may be stored now; evicts for them if need be."""
@@ -76,6 +76,8 @@ class Cache:
                 self._disk_left = min(self._slabs.disk()[0] - size, DISK_CHECK_BYTES)
                 if self._disk_left < 0:
                     return False
+        if self._slabs.used + size > self.cap:
+            self.space.collect()
         excess = self._slabs.used + size - self.cap
         return excess <= 0 or self._evict(max(excess, self.cap // 64)) >= excess
 
@@ -103,8 +105,8 @@ class Cache:
                     break
             with self._db.transaction():
                 self._db.executemany("DELETE FROM chunk WHERE id = ?", [(row[0],) for row in taken])
-            self.free([(slab, position, length) for _, slab, position, length in taken])
-        self.sweep()
+            self.space.free([(slab, position, length) for _, slab, position, length in taken])
+            self.space.collect()
         return before - self._slabs.used
 
     def _save_stamps(self) -> None:
@@ -112,24 +114,6 @@ class Cache:
         with self._db.transaction():
             self._db.executemany("UPDATE chunk SET stamp = ? WHERE id = ?", [(now, key) for key in self._touched])
         self._touched.clear()
-
-    def free(self, ranges: list[tuple[int, int, int]]) -> None:
-        """Give (slab, position, length) ranges back that no row refers to any more. After the
-        transaction that removed the rows, never inside it."""
-        for slab, position, length in ranges:
-            self._slabs.punch(slab, position, length)
-            self._loosened.add(slab)
-
-    def sweep(self) -> None:
-        """Delete slabs that nothing refers to any more. Scans what is staged: once for many changes."""
-        growing = self._slabs.growing
-        loosened, self._loosened = self._loosened - growing, self._loosened & growing
-        if not loosened:
-            return
-        staged = {row[0] for row in self._db.execute("SELECT DISTINCT slab FROM staged")}
-        for slab in loosened - staged:
-            if not self._db.execute("SELECT EXISTS (SELECT 1 FROM chunk WHERE slab = ?)", (slab,)).get:
-                self._slabs.delete(slab)
 
     def size(self) -> tuple[int, int]:
         """(bytes used by slabs, cap)."""

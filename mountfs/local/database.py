@@ -22,7 +22,7 @@ import apsw
 
 from mountfs.errors import MountError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the schema below, kept in ``PRAGMA user_version``."""
 
 CHECKPOINT_PAGES = 4000
@@ -122,10 +122,17 @@ CREATE TABLE chunk (
     stamp INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX chunk_stamp ON chunk (stamp);
-CREATE INDEX chunk_slab ON chunk (slab);
+CREATE INDEX chunk_place ON chunk (slab, position, length);
+CREATE INDEX staged_place ON staged (slab, position, length) WHERE slab > 0;
 """
 
-MIGRATIONS: dict[int, str] = {}
+MIGRATIONS: dict[int, str] = {
+    1: """
+DROP INDEX chunk_slab;
+CREATE INDEX chunk_place ON chunk (slab, position, length);
+CREATE INDEX staged_place ON staged (slab, position, length) WHERE slab > 0;
+""",
+}
 """SQL that takes a database from the version given to the next one."""
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import msgspec
 import trio
 
 from mountfs.local.database import Database
@@ -68,6 +69,14 @@ class Row(NamedTuple):
         yield self.ino
         if self.ino2:
             yield self.ino2
+
+
+class Sent(msgspec.Struct, array_like=True):
+    """Which journal rows a commit answers, kept beside it. Stored: only append fields."""
+
+    rows: list[int]
+    writes: list[tuple[int, int, int]]
+    """(operation, inode, generation) of each write in the commit."""
 
 
 _COLUMNS = ", ".join(Row._fields)

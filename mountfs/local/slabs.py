@@ -2,7 +2,8 @@
 
 Two shapes. The *shared* slab is appended to: small writes and downloaded chunks; a new one is begun
 every ``SEGMENT`` bytes. A *private* slab belongs to one file while it is written; a byte lies at its
-offset in the file. What refers to slabs is in the database; a slab nothing refers to is deleted.
+offset in the file. In both a range is given once and never again, and so is the number of a slab.
+What is in use, and so what may be punched or deleted, :mod:`mountfs.local.space` alone decides.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+
+from mountfs.local.extents import Extent, ExtentMap
 
 SEGMENT = 64 << 20
 """Bytes after which appending goes on in a new slab."""
@@ -27,16 +29,6 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 
 
-class Place(NamedTuple):
-    """A range of a slab that is reserved for bytes to come."""
-
-    slab: int
-    position: int
-    length: int
-    fd: int
-    """For :func:`write_at` on any thread."""
-
-
 class Slabs:
     """The directory of slab files."""
 
@@ -45,79 +37,75 @@ class Slabs:
         self._directory = directory
         self._files: OrderedDict[int, int] = OrderedDict()
         self._ids = {int(path.stem) for path in directory.glob("*.slab")}
-        self._last = max(self._ids, default=0)
+        self.last = max(self._ids, default=0)
+        """The last number given to a slab."""
         self._shared = 0
         self._tail = 0
-        self._reserved: Counter[int] = Counter()
-        self.used = sum(os.stat(self._path(slab)).st_blocks * 512 for slab in self._ids)
-        """Bytes the slabs take on disk."""
+        self._given: dict[int, ExtentMap] = {}
+        """What of the private slabs of this run was given."""
+        self.live: Counter[int] = Counter()
+        """Bytes in use, by slab."""
+        self.used = 0
+        """Bytes in use, of all."""
 
     def _path(self, slab: int) -> Path:
         return self._directory / f"{slab:016d}.slab"
 
     def file(self, slab: int) -> int:
-        """The open file of a slab. It may be closed again at the next call."""
+        """The open file of a slab. It may be closed again at the next call. Raises OSError(EIO) when it is gone."""
         fd = self._files.get(slab)
         if fd is None:
             if len(self._files) >= OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
-            fd = self._files[slab] = os.open(self._path(slab), os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fd = self._files[slab] = os.open(self._path(slab), os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise OSError(errno.EIO, f"slab {slab} is gone") from None
         else:
             self._files.move_to_end(slab)
         return fd
 
-    def create(self) -> int:
-        """A new empty slab."""
-        self._last += 1
-        slab = self._last
+    def _create(self) -> int:
+        self.last += 1
+        slab = self.last
         os.close(os.open(self._path(slab), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         self._ids.add(slab)
+        return slab
+
+    def create_private(self) -> int:
+        """A new slab for one file, in which ranges are given by :meth:`claim`."""
+        slab = self._create()
+        self._given[slab] = ExtentMap()
         return slab
 
     def open(self, slab: int) -> int:
         """A descriptor of the caller's own, which stays good on any thread, whatever happens to the slab."""
         return os.dup(self.file(slab))
 
-    @property
-    def growing(self) -> set[int]:
-        """Slabs that will be referred to though nothing may do so yet."""
-        return {self._shared, *self._reserved}
+    def claim(self, slab: int, position: int, length: int) -> bool:
+        """Take a range of a private slab. False when some of it was given before, or the slab has gone."""
+        given = self._given.get(slab)
+        if given is None or given.overlapping(position, position + length):
+            return False
+        given.put(Extent(position, length, slab, position, 0))
+        self._account(slab, length)
+        return True
 
-    def _advance(self, length: int) -> int:
-        """Take room at the end of the shared slab; returns the position."""
+    def advance(self, length: int) -> tuple[int, int]:
+        """Take room at the end of the shared slab; returns slab and position."""
         if not self._shared or self._tail + length > SEGMENT:
-            self._shared, self._tail = self.create(), 0
+            self._shared, self._tail = self._create(), 0
         position = self._tail
         self._tail += length
-        return position
-
-    def append(self, data: bytes | memoryview) -> tuple[int, int]:
-        """Store bytes in the shared slab; returns slab and position. Raises OSError(ENOSPC)."""
-        position = self._advance(len(data))
-        self.write(self._shared, position, data)
-        self.used += len(data)
+        self._account(self._shared, length)
         return self._shared, position
 
-    def reserve(self, length: int) -> Place:
-        """Room in the shared slab, for a thread to write to; :meth:`settle` it afterwards. Raises OSError."""
-        position = self._advance(length)
-        place = Place(self._shared, position, length, self.open(self._shared))
-        self._reserved[place.slab] += 1
+    def _account(self, slab: int, length: int) -> None:
+        self.live[slab] += length
         self.used += length
-        return place
-
-    def settle(self, place: Place, *, kept: bool) -> None:
-        """What was reserved is written, and referred to if it is ``kept``."""
-        os.close(place.fd)
-        self._reserved[place.slab] -= 1
-        self._reserved += Counter()
-        if not kept:
-            used = self.used
-            self.punch(place.slab, place.position, place.length)
-            self.used = max(0, used - place.length)
 
     def write(self, slab: int, position: int, data: bytes | memoryview) -> None:
-        """Write all of ``data``; ``used`` is the caller's to adjust. Raises OSError(ENOSPC)."""
+        """Write all of ``data`` to a range that was given. Raises OSError(ENOSPC)."""
         write_at(self.file(slab), position, [data])
 
     def read(self, slab: int, position: int, length: int) -> bytes:
@@ -126,26 +114,30 @@ class Slabs:
 
     def punch(self, slab: int, position: int, length: int) -> None:
         """Give a range back to the disk."""
-        if slab not in self._ids:
-            return
-        fd = self.file(slab)
-        before = os.fstat(fd).st_blocks
-        if _libc.fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, position, length):
+        if _libc.fallocate(self.file(slab), _PUNCH_HOLE_KEEP_SIZE, position, length):
             code = ctypes.get_errno()
             if code != errno.EOPNOTSUPP:
                 raise OSError(code, os.strerror(code))
-        self.used = max(0, self.used - (before - os.fstat(fd).st_blocks) * 512)
 
     def delete(self, slab: int) -> None:
         """Delete a slab that nothing refers to."""
-        if slab not in self._ids:
-            return
-        self.used = max(0, self.used - os.fstat(self.file(slab)).st_blocks * 512)
-        os.close(self._files.pop(slab))
-        os.unlink(self._path(slab))
+        fd = self._files.pop(slab, None)
+        if fd is not None:
+            os.close(fd)
+        self._path(slab).unlink(missing_ok=True)
         self._ids.discard(slab)
+        self._given.pop(slab, None)
+        self.used -= self.live.pop(slab, 0)
         if slab == self._shared:
             self._shared = 0
+
+    def size(self, slab: int) -> int:
+        """Where the file of a slab ends."""
+        return os.fstat(self.file(slab)).st_size
+
+    def on_disk(self, slab: int) -> int:
+        """Bytes a slab takes on the disk."""
+        return os.fstat(self.file(slab)).st_blocks * 512
 
     def ids(self) -> set[int]:
         return set(self._ids)

@@ -7,6 +7,9 @@ returns, so a killed daemon loses nothing that was written.
 ends a generation: bytes of an older generation are never written over, new ones go elsewhere. The
 :class:`Snapshot` of what was sealed is what the uploader reads. When its commit is acknowledged, its
 extents give way to the slices of the new version, and the bytes become cache.
+
+**Ranges.** Bytes go to ranges that :mod:`mountfs.local.space` gives. Whatever stops referring to a
+range, an extent or a snapshot, passes it to ``Space.free``, which knows who else does.
 """
 
 from __future__ import annotations
@@ -14,22 +17,23 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections.abc import Iterable, Iterator
+
+import msgspec
 
 from mountfs.local.cache import Cache
 from mountfs.local.database import Database
 from mountfs.local.extents import Extent, ExtentMap
 from mountfs.local.inodes import Inode, Inodes
-from mountfs.local.journal import Journal, Op
+from mountfs.local.journal import Journal, Op, Sent
 from mountfs.local.layers import Layers
 from mountfs.local.slabs import Slabs
+from mountfs.local.space import Range
 from nodeserver.content.manifest import pack_slices, unpack_slices
 from nodeserver.protocol.wire import Slice
 
 SMALL = 128 << 10
 """Files with less staged than this many bytes share a slab."""
-
-Range = tuple[int, int, int]
-"""Slab, position and length of some bytes."""
 
 
 @dataclasses.dataclass
@@ -51,7 +55,7 @@ class Snapshot:
 class Content:
     """The content of a file in use: open, or on its way."""
 
-    def __init__(self, ino: int, bucket: int, layers: Layers, version: bytes, session: bytes) -> None:
+    def __init__(self, ino: int, bucket: int, layers: Layers, version: bytes, session: bytes, gen: int) -> None:
         self.ino = ino
         self.bucket = bucket
         self.layers = layers
@@ -61,11 +65,9 @@ class Content:
         """Open handles, and uploads under way."""
         self.writers = 0
         """Open handles that may write."""
-        self.gen = 1 + max((extent.gen for extent in layers.overlay), default=0)
+        self.gen = max(gen, 1 + max((extent.gen for extent in layers.overlay), default=0))
         self.private = 0
         """The slab of this file alone, 0 for none."""
-        self.floor = 0
-        """The private slab may only be written from this offset on: what is below is sealed."""
         self.early = 0
         """Uploads before the close go on from this offset; below it there is nothing for them."""
         self.lowest_write = 0
@@ -78,8 +80,6 @@ class Content:
         """What was sealed last and nobody sends yet, kept once the file changes again."""
         self.sending: list[Snapshot] = []
         """Snapshots on their way, oldest first."""
-        self.garbage: list[Range] = []
-        """Slab ranges that only snapshots still need."""
 
     @property
     def unsent(self) -> bool:
@@ -100,16 +100,28 @@ class Staging:
         self._journal = journal
         self._slabs = slabs
         self._cache = cache
+        self._space = cache.space
+        self._space.holders.append(self._held)
         self.contents: dict[int, Content] = {}
+        db.after_rollback.append(self._reload_overlays)
+        stored = [msgspec.msgpack.decode(packed, type=Sent) for (packed,) in db.execute("SELECT rows FROM batch")]
+        self._first_gen = 1 + max((gen for sent in stored for _, _, gen in sent.writes), default=0)
+        """Newer than what a commit has that the last daemon had under way."""
         self._sessions: dict[int, bytes] = {}
         """Sessions that have sent a version and may send another."""
+
+    def _held(self) -> Iterator[Range]:
+        """What snapshots refer to."""
+        for content in self.contents.values():
+            for snapshot in content.snapshots():
+                yield from _ranges(snapshot.layers.overlay)
 
     # Life of a content
 
     def begin(self, inode: Inode, *, write: bool) -> Content:
         """The content of a file that was just created."""
         layers = Layers([], ExtentMap(), 0)
-        content = Content(inode.ino, inode.bucket, layers, b"", os.urandom(16))
+        content = Content(inode.ino, inode.bucket, layers, b"", os.urandom(16), self._first_gen)
         content.users, content.writers = 1, int(write)
         self.contents[inode.ino] = content
         return content
@@ -142,20 +154,38 @@ class Staging:
                 self.seal(content)
         if not content.users:
             del self.contents[content.ino]
+            self._let_go(content.sealed)
+
+    def _let_go(self, snapshot: Snapshot | None) -> None:
+        """Nobody will send this snapshot, and no content has it any more."""
+        if snapshot is not None:
+            self._space.free(_ranges(snapshot.layers.overlay))
 
     def _load(self, ino: int) -> Content | None:
         inode = self._inodes.get(ino)
         packed = self._inodes.content(ino)
         if inode is None or packed is None:
             return None
+        layers = Layers(unpack_slices(packed), self._overlay(ino), inode.size)
+        session = self._sessions.get(ino) or os.urandom(16)
+        content = Content(ino, inode.bucket, layers, inode.version, session, self._first_gen)
+        content.holes = inode.holes
+        return content
+
+    def _overlay(self, ino: int) -> ExtentMap:
         rows = self._db.execute(
             "SELECT offset, length, slab, position, gen, chunk FROM staged WHERE ino = ? ORDER BY offset", (ino,)
         )
-        layers = Layers(unpack_slices(packed), ExtentMap(Extent._make(row) for row in rows), inode.size)
-        session = self._sessions.get(ino) or os.urandom(16)
-        content = Content(ino, inode.bucket, layers, inode.version, session)
-        content.holes = inode.holes
-        return content
+        return ExtentMap(Extent._make(row) for row in rows)
+
+    def _reload_overlays(self) -> None:
+        """After a rollback: what was changed in memory is not in the database."""
+        for content in self.contents.values():
+            inode, packed = self._inodes.get(content.ino), self._inodes.content(content.ino)
+            if inode is not None and packed is not None and inode.version == content.version:
+                content.layers.overlay = self._overlay(content.ino)
+                content.layers.rebase(unpack_slices(packed))
+                content.layers.size, content.holes = inode.size, inode.holes
 
     def _reload(self, content: Content) -> None:
         """Follow the file to another version, where nothing here was written over the old one."""
@@ -168,39 +198,57 @@ class Staging:
     # Changes
 
     def write(self, content: Content, offset: int, data: bytes) -> None:
-        """Put ``data`` at ``offset``; there is room for it. Raises OSError with nothing changed."""
+        """Put ``data`` at ``offset``; there is room for it. Raises OSError.
+
+        Bytes written since the last seal are written over where they are: no snapshot and no chunk has
+        them. All others go to a range that nobody had before.
+        """
         end = offset + len(data)
-        over = content.layers.overlay.overlapping(offset, end)
-        if len(over) == 1:
-            (extent,) = over
-            if extent.slab and extent.gen == content.gen and extent.offset <= offset and end <= extent.end:
-                content.lowest_write = min(content.lowest_write, offset)
-                self._slabs.write(extent.slab, extent.position + offset - extent.offset, data)
+        content.lowest_write = min(content.lowest_write, offset)
+        view = memoryview(data)
+        fresh: list[Extent] = []
+        try:
+            at = offset
+            for extent in content.layers.overlay.overlapping(offset, end):
+                if extent.slab > 0 and extent.gen == content.gen:
+                    start, stop = max(offset, extent.offset), min(end, extent.end)
+                    if at < start:
+                        fresh.append(self._place(content, at, view[at - offset : start - offset]))
+                    self._slabs.write(
+                        extent.slab, extent.part(start, stop).position, view[start - offset : stop - offset]
+                    )
+                    at = stop
+            if at < end:
+                fresh.append(self._place(content, at, view[at - offset :]))
+            if not fresh:
                 self._touch(content)
                 return
-        slab, position = self._place(content, offset, data, over)
-        content.lowest_write = min(content.lowest_write, offset)
-        with self._db.transaction():
-            freed = self._extend(content, offset)
-            freed += self._lay(content, Extent(offset, len(data), slab, position, content.gen))
-            self._note(content, max(content.layers.size, end))
-        self._discard(content, freed)
+            with self._db.transaction():
+                freed = self._extend(content, offset)
+                for extent in fresh:
+                    freed += self._lay(content, extent)
+                self._note(content, max(content.layers.size, end))
+        except BaseException:
+            self._space.free(_ranges(fresh))
+            raise
+        self._space.free(_ranges(freed))
 
-    def _place(self, content: Content, offset: int, data: bytes, over: list[Extent]) -> tuple[int, int]:
-        """Store the bytes where nothing that must stay is; returns slab and position."""
-        if not content.private or content.private not in self._slabs or offset < content.floor:
-            scattered = content.private and len(data) <= SMALL
-            if scattered or self._staged_bytes(content) + len(data) <= SMALL:
-                return self._slabs.append(data)
-            content.private = self._slabs.create()
-            content.floor = 0
-        end = offset + len(data)
-        known = sum(
-            min(end, extent.end) - max(offset, extent.offset) for extent in over if extent.slab == content.private
-        )
-        self._slabs.write(content.private, offset, data)
-        self._slabs.used += len(data) - known
-        return content.private, offset
+    def _place(self, content: Content, offset: int, data: memoryview) -> Extent:
+        """Store the bytes in a range of their own."""
+        length = len(data)
+        slab, position = content.private, offset
+        if not slab or not self._slabs.claim(slab, offset, length):
+            if (slab and length <= SMALL) or self._staged_bytes(content) + length <= SMALL:
+                slab, position = self._slabs.advance(length)
+            else:
+                slab = content.private = self._slabs.create_private()
+                self._slabs.claim(slab, offset, length)
+        try:
+            self._slabs.write(slab, position, data)
+        except BaseException:
+            self._space.free([(slab, position, length)])
+            raise
+        return Extent(offset, length, slab, position, content.gen)
 
     def _staged_bytes(self, content: Content) -> int:
         return sum(extent.length for extent in content.layers.overlay if extent.slab)
@@ -222,7 +270,7 @@ class Staging:
                     content.layers.rebase([])
                     self._inodes.update(content.ino, content=pack_slices([]))
             self._note(content, size)
-        self._discard(content, freed)
+        self._space.free(_ranges(freed))
 
     def _extend(self, content: Content, offset: int) -> list[Extent]:
         """Zeros from the present end to ``offset``: laid down only where something underneath would show."""
@@ -241,14 +289,8 @@ class Staging:
             if old.offset not in kept:
                 self._db.execute("DELETE FROM staged WHERE ino = ? AND offset = ?", (content.ino, old.offset))
         self._store(content, fresh)
-        covered = []
-        for old in gone:
-            start, end = max(old.offset, extent.offset), min(old.end, extent.end)
-            if start < end:
-                part = old.part(start, end)
-                if part.slab != extent.slab or part.position - part.offset != extent.position - extent.offset:
-                    covered.append(part)
-        return covered
+        inside = ((old, max(old.offset, extent.offset), min(old.end, extent.end)) for old in gone)
+        return [old.part(start, end) for old, start, end in inside if start < end]
 
     def _store(self, content: Content, extents: list[Extent]) -> None:
         for extent in extents:
@@ -268,27 +310,15 @@ class Staging:
         now = time.time_ns()
         self._inodes.hold_times(content.ino, now, now)
 
-    def _discard(self, content: Content, extents: list[Extent]) -> None:
-        """These bytes are not in the file any more."""
-        ranges = [(extent.slab, extent.position, extent.length) for extent in extents if extent.slab]
-        if not ranges:
-            return
-        if content.snapshots():
-            content.garbage += ranges
-        else:
-            self._cache.free(ranges)
-
     def replace(self, content: Content, extent: Extent) -> None:
         """A chunk the nodes have holds the bytes of this range: let it stand for them."""
         source = content.layers.plan(extent.offset, extent.end)
         first = source[0]
-        whole = len(source) == 1 and bool(first.slab)
         with self._db.transaction():
-            cached = whole and self._cache.add(extent.chunk, first.slab, first.position, extent.length)
+            if len(source) == 1 and first.slab > 0:
+                self._cache.add(extent.chunk, first.slab, first.position, extent.length)
             freed = self._lay(content, extent)
-        content.floor = max(content.floor, extent.end)
-        if not cached:
-            self._discard(content, freed)
+        self._space.free(_ranges(freed))
 
     # Sealing and sending
 
@@ -298,8 +328,9 @@ class Staging:
             content.dirty = False
             if content.holes:
                 self._count_holes(content)
-            if content.writers:
-                content.sealed = self._freeze(content)
+            self._let_go(content.sealed)
+            # What the last writer leaves is frozen when it is sent: nothing of it changes until then.
+            content.sealed = self._freeze(content) if content.writers else None
             self._journal.seal(content.ino)
 
     def _count_holes(self, content: Content) -> None:
@@ -316,7 +347,6 @@ class Staging:
         layers = content.layers.copy()
         snapshot = Snapshot(content.ino, content.gen, layers, content.version, content.session, is_open)
         content.gen += 1
-        content.floor = layers.size
         return snapshot
 
     def send(self, content: Content, gen: int | None = None) -> Snapshot:
@@ -340,27 +370,27 @@ class Staging:
         """The snapshot was not sent after all; a newer one takes its place if there is one."""
         if snapshot in content.sending:
             content.sending.remove(snapshot)
-            content.sealed = content.sealed or snapshot
+            if content.sealed is None:
+                content.sealed = snapshot
+            else:
+                self._let_go(snapshot)
 
-    def committed(self, sent: Snapshot, slices: list[Slice], version: bytes) -> list[Range]:
+    def committed(self, sent: Snapshot, slices: list[Slice], version: bytes) -> None:
         """The nodes have ``sent`` as ``version``: its slices replace its extents, the bytes become cache.
 
-        Inside the caller's transaction; pass the ranges it returns, the cached ones, to :meth:`settle`.
+        Inside the caller's transaction; :meth:`settle` follows.
         """
         self._db.execute("DELETE FROM staged WHERE ino = ? AND gen <= ?", (sent.ino, sent.gen))
         self._inodes.update(sent.ino, content=pack_slices(slices), version=version)
-        cached: list[Range] = []
         offset = 0
         for piece in slices:
             if piece.chunk and not piece.offset:
                 source = sent.layers.plan(offset, offset + piece.length)
-                slab, position = source[0].slab, source[0].position
-                if len(source) == 1 and slab and self._cache.add(piece.chunk, slab, position, piece.length):
-                    cached.append((slab, position, piece.length))
+                if len(source) == 1 and source[0].slab > 0:
+                    self._cache.add(piece.chunk, source[0].slab, source[0].position, piece.length)
             offset += piece.length
-        return cached
 
-    def settle(self, sent: Snapshot, slices: list[Slice], version: bytes, cached: list[Range]) -> None:
+    def settle(self, sent: Snapshot, slices: list[Slice], version: bytes) -> None:
         """After the transaction of :meth:`committed`: the contents in use follow, and space comes free."""
         content = self.contents[sent.ino]
         content.sending.remove(sent)
@@ -370,33 +400,25 @@ class Staging:
         for other in content.snapshots():
             other.version = version
         content.version = version
-        replaced = [(extent.slab, extent.position, extent.length) for extent in sent.layers.overlay if extent.slab]
-        content.garbage = _without(content.garbage + replaced, cached)
-        if not content.snapshots():
-            garbage, content.garbage = content.garbage, []
-            self._cache.free(garbage)
+        self._space.free(_ranges(sent.layers.overlay))
         if not sent.open and self._sessions.get(sent.ino) == sent.session:
             del self._sessions[sent.ino]
 
     def forget(self, ino: int) -> None:
         """Nothing needs the staged bytes of a file any more."""
-        ranges = self._db.execute("SELECT slab, position, length FROM staged WHERE ino = ? AND slab", (ino,)).fetchall()
+        ranges = self._db.execute(
+            "SELECT slab, position, length FROM staged WHERE ino = ? AND slab > 0", (ino,)
+        ).fetchall()
         with self._db.transaction():
             self._db.execute("DELETE FROM staged WHERE ino = ?", (ino,))
             self._inodes.delete(ino)
-        self._cache.free(ranges)
+        self._space.free(ranges)
 
     def staged_bytes(self) -> int:
         """Bytes that the nodes do not have yet."""
-        return int(self._db.execute("SELECT ifnull(sum(length), 0) FROM staged WHERE slab").get)
+        return int(self._db.execute("SELECT ifnull(sum(length), 0) FROM staged WHERE slab > 0").get)
 
 
-def _without(ranges: list[Range], kept: list[Range]) -> list[Range]:
-    """What is in ``ranges`` and not in ``kept``, nothing twice."""
-    slabs: dict[int, ExtentMap] = {}
-    for slab, position, length in ranges:
-        slabs.setdefault(slab, ExtentMap()).put(Extent(position, length, slab, position, 0))
-    for slab, position, length in kept:
-        if slab in slabs:
-            slabs[slab].put(Extent(position, length, 0, 0, 0))
-    return [(slab, e.offset, e.length) for slab, extents in slabs.items() for e in extents if e.slab]
+def _ranges(extents: Iterable[Extent]) -> Iterator[Range]:
+    """Where those of them that are in a slab lie."""
+    return ((extent.slab, extent.position, extent.length) for extent in extents if extent.slab > 0)

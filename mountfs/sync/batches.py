@@ -17,14 +17,6 @@ ACCESS = Field.MODE | Field.UID | Field.GID
 """Sent of a deleted file too: they also say who may read what it was."""
 
 
-class Sent(msgspec.Struct, array_like=True):
-    """Which journal rows a commit answers, kept beside it. Stored: only append fields."""
-
-    rows: list[int]
-    writes: list[tuple[int, int, int]]
-    """(operation, inode, generation) of each write in the commit."""
-
-
 class Batch(msgspec.Struct):
     """A commit and what it stands for here."""
 

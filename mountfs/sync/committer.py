@@ -21,8 +21,8 @@ import trio
 
 from mountfs.local.buckets import BucketState
 from mountfs.local.inodes import UNKNOWN
-from mountfs.local.journal import Field, Op, Row
-from mountfs.sync.batches import Batch, Sent, build, cancelled
+from mountfs.local.journal import Field, Op, Row, Sent
+from mountfs.sync.batches import Batch, build, cancelled
 from mountfs.sync.carry import Chunks, carry
 from mountfs.sync.context import Context
 from mountfs.sync.uploads import Upload, Uploads
@@ -335,7 +335,8 @@ class Committer:
         ]
         try:
             with context.db.transaction():
-                cached = [context.staging.committed(it.snapshot, it.slices, it.version) for it in taken]
+                for upload in taken:
+                    context.staging.committed(upload.snapshot, upload.slices, upload.version)
                 for op, result in zip(batch.ops, answer.results, strict=True):
                     if result.status in ("conflict", "dropped"):
                         self._resolve(op, result)
@@ -347,13 +348,13 @@ class Committer:
             raise
         bucket.known = max(bucket.known, answer.seq)
         context.server_full = False
-        for upload, ranges in zip(taken, cached, strict=True):
-            context.staging.settle(upload.snapshot, upload.slices, upload.version, ranges)
+        for upload in taken:
+            context.staging.settle(upload.snapshot, upload.slices, upload.version)
             context.refused.pop(upload.content.ino, None)
             context.growth.pop(upload.content.ino, None)
         for upload in refused:
             self._refuse(batch, upload)
-        context.cache.sweep()
+        context.cache.space.collect()
         context.made_progress()
         context.journal.announce()
 

@@ -98,8 +98,8 @@ class Context:
             if known is not None:
                 self.db.execute("DELETE FROM chunk")
         if known is not None:
-            self.cache.delete_unreferenced()
-            for (ino,) in self.db.execute("SELECT DISTINCT ino FROM staged WHERE slab"):
+            self.cache.space.begin()
+            for (ino,) in self.db.execute("SELECT DISTINCT ino FROM staged WHERE slab > 0"):
                 self.report(ino, "was not on the nodes when the machine went down: look whether it is whole")
 
     def _recover_times(self) -> None:

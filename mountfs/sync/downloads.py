@@ -12,7 +12,8 @@ import trio
 from mountfs.local.buckets import BucketState
 from mountfs.local.extents import Extent
 from mountfs.local.layers import Layers
-from mountfs.local.slabs import Place, write_at
+from mountfs.local.slabs import write_at
+from mountfs.local.space import Place
 from mountfs.sync.context import Context
 from mountfs.sync.errors import deadline, os_error
 from nodeserver.client import ClientError, Refused
@@ -207,24 +208,21 @@ class Downloads:
         size = sum(len(plaintext) for _, plaintext in pieces)
         try:
             if size and self._context.cache.has_room(size):
-                await self._write(pieces, self._context.slabs.reserve(size))
+                await self._write(pieces, self._context.cache.space.reserve(size))
         except OSError as error:
             log.warning("%d bytes are not cached: %s", size, error)
 
     async def _write(self, pieces: list[tuple[bytes, Plaintext]], place: Place) -> None:
-        cache, kept = self._context.cache, False
+        cache = self._context.cache
         try:
             await trio.to_thread.run_sync(write_at, place.fd, place.position, [plaintext for _, plaintext in pieces])
-            position, twice = place.position, []
+            position = place.position
             with self._context.db.transaction():
                 for chunk, plaintext in pieces:
-                    if not cache.add(chunk, place.slab, position, len(plaintext)):
-                        twice.append((place.slab, position, len(plaintext)))
+                    cache.add(chunk, place.slab, position, len(plaintext))
                     position += len(plaintext)
-            kept = True
-            cache.free(twice)
         finally:
-            self._context.slabs.settle(place, kept=kept)
+            cache.space.settle(place)
 
 
 def _range(whole: Plaintext, part: Extent) -> memoryview:

@@ -219,7 +219,7 @@ class Tree:
                 inode = self._inodes.get(ino)
                 if inode is not None and not inode.nlink:
                     self._context.staging.forget(ino)
-        self._context.cache.sweep()
+        self._context.cache.space.collect()
 
     # Moving
 

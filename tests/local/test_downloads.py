@@ -106,19 +106,20 @@ async def test_a_chunk_that_could_not_be_written_is_not_in_the_cache(
             for chunk, piece in it.plain.items():
                 assert await downloads.chunk(it.bucket, chunk) == piece
         assert it.cached() == {}
+        it.context.cache.space.collect()
         assert it.context.slabs.used == 0
 
 
 async def test_a_slab_that_is_written_to_is_not_swept_away(module_node: Node, tmp_path: Path) -> None:
     async with setup(module_node, tmp_path / "state") as it:
-        context = it.context
-        place = context.slabs.reserve(SIZE)
-        context.slabs.append(bytes(63 << 20))
-        context.slabs.append(bytes(2 << 20))
-        assert place.slab not in {context.slabs.append(b"x")[0]}
-        context.cache.free([(place.slab, SIZE, 63 << 20)])
-        context.cache.sweep()
-        assert place.slab in context.slabs
-        context.slabs.settle(place, kept=False)
-        context.cache.sweep()
-        assert place.slab not in context.slabs
+        slabs, space = it.context.slabs, it.context.cache.space
+        place = space.reserve(SIZE)
+        rest = slabs.advance(63 << 20)
+        assert rest[0] == place.slab
+        assert slabs.advance(2 << 20)[0] != place.slab
+        space.free([(*rest, 63 << 20)])
+        space.collect()
+        assert place.slab in slabs
+        space.settle(place)
+        space.collect()
+        assert place.slab not in slabs

@@ -173,7 +173,7 @@ def test_writes_of_a_sparse_file_do_not_look_at_all_of_it_again() -> None:
 
 def planned_while_written(count: int) -> int:
     """Pieces that early uploads look at when a byte is written to every MiB, one after the other."""
-    content = Content(1, 1, Layers([], ExtentMap(), 0), b"", b"")
+    content = Content(1, 1, Layers([], ExtentMap(), 0), b"", b"", 1)
     looked = 0
     for index in range(count):
         content.layers.overlay.put(Extent(index * MIB, 1, 1, index, gen=1))
