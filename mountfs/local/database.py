@@ -13,7 +13,6 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -180,12 +179,8 @@ class Database:
             self.execute(f"PRAGMA user_version = {FORMAT}")
 
     def transaction(self) -> Transaction:
-        """``with db.transaction():`` everything inside happens, or nothing."""
+        """``with db.transaction():`` everything inside happens, or nothing; one inside another is a part of that."""
         return Transaction(self)
-
-    def nested(self) -> AbstractContextManager[None]:
-        """As :meth:`transaction`, or part of the one that is open."""
-        return nullcontext() if self.connection.in_transaction else self.transaction()
 
     def get_meta(self, key: str) -> bytes | None:
         """A fact from ``meta``, None when it was never set."""
@@ -213,25 +208,27 @@ class Database:
 
 
 class Transaction:
-    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when an exception leaves the block.
+    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when an exception leaves the block. Inside another it is a savepoint.
 
     Raises OSError(ENOSPC) when the disk is full.
     """
 
-    __slots__ = ("_db",)
+    __slots__ = ("_db", "_inner")
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._inner = False
 
     def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
+        self._inner = self._db.connection.in_transaction
+        self._db.execute("SAVEPOINT part" if self._inner else "BEGIN IMMEDIATE")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
             try:
-                self._db.execute("COMMIT")
+                self._db.execute("RELEASE part" if self._inner else "COMMIT")
             except apsw.Error as failure:
                 self._rollback()
                 raise _os_error(failure) from failure
@@ -241,8 +238,8 @@ class Transaction:
                 raise _os_error(error) from error
 
     def _rollback(self) -> None:
-        if self._db.connection.in_transaction:
-            self._db.execute("ROLLBACK")
+        if self._db.connection.in_transaction:  # else SQLite has rolled back everything
+            self._db.execute("ROLLBACK TO part; RELEASE part" if self._inner else "ROLLBACK")
         for callback in self._db.after_rollback:
             callback()
 

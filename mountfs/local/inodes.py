@@ -137,7 +137,7 @@ class Inodes:
             values = [(mtime, ctime, ino) for ino, (mtime, ctime) in self._times.items()]
             self._times.clear()
             self._known.clear()
-            with self._db.nested():
+            with self._db.transaction():
                 self._db.executemany("UPDATE inode SET mtime = ?, ctime = ? WHERE ino = ?", values)
 
     def near(self, ino: int, mtime: int) -> bool:

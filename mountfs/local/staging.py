@@ -325,13 +325,13 @@ class Staging:
     def seal(self, content: Content) -> None:
         """End a generation: what has been written so far is to be sent."""
         if content.dirty:
-            content.dirty = False
-            if content.holes:
-                self._count_holes(content)
             self._let_go(content.sealed)
             # What the last writer leaves is frozen when it is sent: nothing of it changes until then.
             content.sealed = self._freeze(content) if content.writers else None
             self._journal.seal(content.ino)
+            content.dirty = False
+            if content.holes:
+                self._count_holes(content)  # can fail; what is sealed goes up all the same
 
     def _count_holes(self, content: Content) -> None:
         """Some of what was a hole may have been written."""

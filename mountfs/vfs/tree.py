@@ -152,8 +152,8 @@ class Tree:
         if inode.nlink >= LINK_MAX:
             raise failure(errno.EMLINK)
         now = time.time_ns()
+        self._seal(ino)
         with self._db.transaction():
-            self._seal(ino)
             self._inodes.enter(parent, name, ino)
             self._inodes.update(ino, nlink=inode.nlink + 1, ctime=now, parent=parent)
             self._inodes.touch(parent, now)
@@ -248,8 +248,8 @@ class Tree:
             await self._check_replace(source, target)
         self._check_alive(new_parent)
         now = time.time_ns()
+        self._seal(source.ino)
         with self._db.transaction():
-            self._seal(source.ino)
             self._inodes.leave(parent, name)
             self._inodes.enter(new_parent, new_name, source.ino)
             if target is not None:
@@ -284,9 +284,9 @@ class Tree:
         self, parent: int, name: bytes, source: Inode, new_parent: int, new_name: bytes, target: Inode
     ) -> None:
         now = time.time_ns()
+        for inode in (source, target):
+            self._seal(inode.ino)
         with self._db.transaction():
-            for inode in (source, target):
-                self._seal(inode.ino)
             self._inodes.enter(new_parent, new_name, source.ino)
             self._inodes.enter(parent, name, target.ino)
             self._inodes.update(source.ino, ctime=now, parent=new_parent)

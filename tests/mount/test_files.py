@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import Folder
-from tests.mount.posix import NotSupported, fails_with, fallocate, opened
+from tests.mount.posix import RENAME_EXCHANGE, NotSupported, fails_with, fallocate, opened, renameat2
 
 GIB = 1 << 30
 
@@ -39,6 +39,36 @@ def test_shared_mappings_write_to_the_file(here: Path, folder: Folder) -> None:
     content = path.read_bytes()
     assert (content[10:14], content[4090:4102], content[-4:]) == (b"late", b"across pages", b"last")
     assert content.count(0) == (1 << 20) - 27
+
+
+@pytest.mark.parametrize("how", ["rename", "link", "exchange"])
+def test_a_sparse_file_that_was_written_through_a_mapping_gets_its_name(how: str, here: Path, folder: Folder) -> None:
+    """As linkers write programs: extend, map, write, close, rename; also with pages that are still mapped."""
+    temporary, path = here / "temporary", here / "out"
+    if how == "exchange":
+        path.write_bytes(b"before")
+    for mapped in (False, True):
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.ftruncate(fd, 1 << 20)
+        with mmap.mmap(fd, 1 << 20) as view:
+            view[: 600 << 10] = data = os.urandom(600 << 10)
+            view.flush()
+            if mapped:
+                view[4096:8192] = os.urandom(4096)
+                data = view[: 600 << 10]
+            os.close(fd)
+            if how == "rename":
+                os.rename(temporary, path)
+            elif how == "link":
+                path.unlink(missing_ok=True)
+                os.link(temporary, path)
+                temporary.unlink()
+            else:
+                renameat2(temporary, path, RENAME_EXCHANGE)
+        assert path.read_bytes() == data + bytes((1 << 20) - len(data))
+        folder.sync()
+    folder.remount()
+    assert path.read_bytes() == data + bytes((1 << 20) - len(data))
 
 
 def test_private_mappings_leave_the_file_alone(here: Path) -> None:
