@@ -88,7 +88,7 @@ def test_files_contain_what_was_written_through_a_mount(
             mount.destroy()
 
     for seed in seeds(soak):
-        check(run, seed, 500 * soak if soak == 1 else 1000 * soak, mode.odds)
+        check(run, seed, 250 if soak == 1 else 1000 * soak, mode.odds)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def run_in_vfs(module_node: Node, tmp_path: Path) -> Run:
 
 def test_files_contain_what_was_written_without_fuse(run_in_vfs: Run, soak: int) -> None:
     for seed in seeds(soak):
-        check(run_in_vfs, seed, 2000 if soak == 1 else 10_000 * soak)
+        check(run_in_vfs, seed, 1500 if soak == 1 else 10_000 * soak)
 
 
 KIB = 1 << 10
