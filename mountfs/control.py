@@ -70,6 +70,8 @@ class Status(TypedDict):
     """Sent to servers and nodes since the mount started."""
     pending: PendingStatus
     cache: CacheStatus
+    lost: list[str]
+    """Paths of files of which bytes are gone that the nodes never had."""
     errors: list[ErrorStatus]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import errno
 import gc
 import logging
@@ -172,7 +173,13 @@ class Daemon:
         """Mount, serve until the end, and drain."""
         config = self._config
         source = config.url if config.bucket is None else f"{config.url.rstrip('/')}/{config.bucket}"
-        handlers = {"status": self._status, "sync": self._sync, "stop": self._stop, **whereabouts.commands(self._fs)}
+        handlers = {
+            "status": self._status,
+            "sync": self._sync,
+            "stop": self._stop,
+            "check": self._check,
+            **whereabouts.commands(self._fs),
+        }
         with ExitStack() as stack:
             await nursery.start(control.serve, config.state / control.NAME, handlers)
             stack.enter_context(session.mounted(self._fs, config.mountpoint, source))
@@ -236,6 +243,9 @@ class Daemon:
         self._stopping.set()
         return {"pending": pending}
 
+    async def _check(self, _params: control.Params) -> dict[str, Any]:
+        return dataclasses.asdict(await self._context.checker.check())
+
     async def _status(self, _params: control.Params) -> dict[str, Any]:
         context, config = self._context, self._config
         state = context.client.state
@@ -254,6 +264,7 @@ class Daemon:
             "nodes": context.nodes.states(),
             "requests": context.client.requests + context.nodes.requests,
             "pending": {"operations": context.journal.count, "bytes": dirty, "files": self._fs.pending_names()},
+            "lost": list(filter(None, map(context.inodes.path, context.staging.lost()))),
             "cache": {"used": used, "cap": cap, "dirty": dirty},
             "errors": [
                 {

@@ -79,6 +79,10 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("pending", f"{pending['operations']} operations, {show_size(pending['bytes'])}"),
         *(("", name) for name in pending["files"][: live.SHOWN]),
         *([("", f"and {len(pending['files']) - live.SHOWN} more")] if len(pending["files"]) > live.SHOWN else []),
+        *(
+            ("lost", f"{name}: bytes of it are gone, reading them fails; write it anew or delete it")
+            for name in status["lost"]
+        ),
         ("cache", f"{show_size(cache['used'])} of {show_size(cache['cap'])}, {show_size(cache['dirty'])} not yet sent"),
         ("process", f"{status['pid']}, running since {_moment(status['started'])}"),
         ("state", status["state"]),

@@ -7,11 +7,15 @@ the nodes have them.
 from __future__ import annotations
 
 import errno
+import logging
 import time
 
 from mountfs.local.database import Database
 from mountfs.local.slabs import Slabs
-from mountfs.local.space import Space
+from mountfs.local.space import Range, Space
+from nodeserver.content.codec import chunk_id
+
+log = logging.getLogger(__name__)
 
 DISK_CHECK_BYTES = 16 << 20
 """The disk's free space is asked for again after this many bytes."""
@@ -33,15 +37,36 @@ class Cache:
         self._touched: set[bytes] = set()
         self._disk_left = 0
 
-    def locate(self, chunk: bytes) -> tuple[int, int, int] | None:
-        """(slab, position, length) of a cached chunk."""
+    def locate(self, chunk: bytes, *, verify: bool = False) -> Range | None:
+        """(slab, position, length) of a cached chunk. One that nobody has looked at since the machine or
+        this program changed is compared with its id first; with ``verify`` any is."""
+        row = self._db.execute("SELECT slab, position, length, checked FROM chunk WHERE id = ?", (chunk,)).fetchone()
+        if row is None:
+            return None
+        place: Range = row[:3]
+        if verify or not row[3]:
+            if not self._matches(chunk, place):
+                self.drop(chunk)
+                return None
+            if not row[3]:
+                self._db.execute("UPDATE chunk SET checked = 1 WHERE id = ?", (chunk,))
+        self._touched.add(chunk)
+        if len(self._touched) >= TOUCHED:
+            self._save_stamps()
+        return place
+
+    def peek(self, chunk: bytes) -> Range | None:
+        """As :meth:`locate`, for those who do not want its bytes."""
         row = self._db.execute("SELECT slab, position, length FROM chunk WHERE id = ?", (chunk,)).fetchone()
-        if row is not None:
-            self._touched.add(chunk)
-            if len(self._touched) >= TOUCHED:
-                self._save_stamps()
-        found: tuple[int, int, int] | None = row
-        return found
+        return None if row is None else (row[0], row[1], row[2])
+
+    def _matches(self, chunk: bytes, place: Range) -> bool:
+        try:
+            plaintext = self._slabs.read(*place)
+        except OSError as error:
+            log.warning("cached chunk %s: %s", chunk.hex(), error)
+            return False
+        return any(chunk_id(key, plaintext) == chunk for (key,) in self._db.execute("SELECT chunk_key FROM bucket"))
 
     def add(self, chunk: bytes, slab: int, position: int, length: int) -> bool:
         """A range of a slab is a chunk's plaintext, whole. False when the chunk is cached already,
@@ -53,17 +78,23 @@ class Cache:
         if before is not None and before[0] > position:
             return False
         self._db.execute(
-            "INSERT OR IGNORE INTO chunk VALUES (?, ?, ?, ?, ?)", (chunk, slab, position, length, time.time_ns())
+            "INSERT OR IGNORE INTO chunk VALUES (?, ?, ?, ?, ?, 1)", (chunk, slab, position, length, time.time_ns())
         )
         return self._db.connection.changes() > 0
 
     def drop(self, chunk: bytes) -> None:
-        """Forget a cached chunk, because what lies there is not it."""
-        row = self.locate(chunk)
+        """Forget a cached chunk, because what lies there is not it. It is noted for ``mountfs doctor``."""
+        row = self.peek(chunk)
         if row is not None:
-            with self._db.transaction():
+            log.warning("chunk %s was damaged in the cache: dropped", chunk.hex())
+            with self._db.nested():
                 self._db.execute("DELETE FROM chunk WHERE id = ?", (chunk,))
+                self._db.execute("INSERT OR REPLACE INTO damaged VALUES (?, ?)", (chunk, time.time_ns()))
             self.space.free([row])
+
+    def distrust(self) -> None:
+        """Compare every chunk with its id before it is used, inside the caller's transaction."""
+        self._db.execute("UPDATE chunk SET checked = 0")
 
     def has_room(self, size: int) -> bool:
         """Whether ``size`` more bytes may be stored now; evicts for them if need be."""

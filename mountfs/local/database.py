@@ -118,7 +118,14 @@ CREATE TABLE chunk (
     slab INTEGER NOT NULL,
     position INTEGER NOT NULL,
     length INTEGER NOT NULL,
-    stamp INTEGER NOT NULL
+    stamp INTEGER NOT NULL,
+    checked INTEGER NOT NULL DEFAULT 0  -- 0: compare the bytes with the id before they are used
+) WITHOUT ROWID;
+
+-- Chunks that were cached here and were not what their ids say.
+CREATE TABLE damaged (
+    id BLOB PRIMARY KEY,
+    time INTEGER NOT NULL           -- when it was seen, ns
 ) WITHOUT ROWID;
 CREATE INDEX chunk_stamp ON chunk (stamp);
 CREATE INDEX chunk_place ON chunk (slab, position, length);
@@ -126,8 +133,22 @@ CREATE INDEX staged_place ON staged (slab, position, length) WHERE slab > 0;
 """
 
 MIGRATIONS: dict[int, str] = {
+    # Cached chunks could be written over: none is believed, and of those that overlap none is kept.
     1: """
 DROP INDEX chunk_slab;
+ALTER TABLE chunk ADD COLUMN checked INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE damaged (
+    id BLOB PRIMARY KEY,
+    time INTEGER NOT NULL           -- when it was seen, ns
+) WITHOUT ROWID;
+INSERT OR IGNORE INTO damaged SELECT id, unixepoch() * 1000000000 FROM (
+    SELECT id, position < max(position + length) OVER before OR position + length > min(position) OVER after AS overlaps
+    FROM (SELECT id, slab, position, length FROM chunk
+        UNION ALL SELECT NULL, slab, position, length FROM staged WHERE slab > 0)
+    WINDOW before AS (PARTITION BY slab ORDER BY position ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING),
+        after AS (PARTITION BY slab ORDER BY position ROWS BETWEEN 1 FOLLOWING AND 1 FOLLOWING)
+) WHERE overlaps AND id IS NOT NULL;
+DELETE FROM chunk WHERE id IN (SELECT id FROM damaged);
 CREATE INDEX chunk_place ON chunk (slab, position, length);
 CREATE INDEX staged_place ON staged (slab, position, length) WHERE slab > 0;
 """,

@@ -57,6 +57,8 @@ class Slabs:
         if fd is None:
             if len(self._files) >= OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
+            if slab < 0:
+                raise OSError(errno.EIO, "lost before the nodes had it")
             try:
                 fd = self._files[slab] = os.open(self._path(slab), os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -130,6 +132,13 @@ class Slabs:
         self.used -= self.live.pop(slab, 0)
         if slab == self._shared:
             self._shared = 0
+
+    def holds(self, slab: int, end: int) -> bool:
+        """Whether the file of a slab is there and reaches up to ``end``."""
+        try:
+            return os.stat(self._path(slab)).st_size >= end
+        except FileNotFoundError:
+            return False
 
     def size(self, slab: int) -> int:
         """Where the file of a slab ends."""

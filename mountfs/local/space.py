@@ -86,12 +86,16 @@ class Space:
         self._slabs.last = block << NUMBER_BITS
 
     def begin(self) -> None:
-        """Learn from the database what is in use, and give back what a daemon that died had left."""
+        """Learn from the database what is in use and what is gone; give back what a daemon that died had left."""
         slabs = self._slabs
         slabs.live.clear()
-        query = f"SELECT slab, sum(length), count(*) FROM ({ROWS}) GROUP BY slab"  # noqa: S608
-        for slab, size, count in self._db.execute(query).fetchall():
-            if slab in slabs:
+        query = f"SELECT slab, sum(length), count(*), max(position + length) FROM ({ROWS}) GROUP BY slab"  # noqa: S608
+        for slab, size, count, end in self._db.execute(query).fetchall():
+            there = slabs.size(slab) if slab in slabs else 0
+            if there < end:
+                self._lose(slab, there)
+                size = self._db.execute(f"SELECT ifnull(sum(length), 0) FROM ({ROWS}) WHERE slab = ?", (slab,)).get  # noqa: S608
+            if size:
                 slabs.live[slab] = size
                 if slabs.on_disk(slab) > size + 2 * BLOCK * count:
                     self._tidy(slab)
@@ -99,6 +103,13 @@ class Space:
         for slab in slabs.ids():
             if not slabs.live[slab]:
                 slabs.delete(slab)
+
+    def _lose(self, slab: int, end: int) -> None:
+        """A slab is gone from a position on: what is cached can be had again, the rest is lost."""
+        log.warning("slab %d is gone from byte %d on", slab, end)
+        with self._db.transaction():
+            self._db.execute("DELETE FROM chunk WHERE slab = ? AND position + length > ?", (slab, end))
+            self._db.execute("UPDATE staged SET slab = ? WHERE slab = ? AND position + length > ?", (LOST, slab, end))
 
     def _tidy(self, slab: int) -> None:
         end = self._slabs.size(slab)

@@ -28,7 +28,7 @@ from mountfs.local.inodes import Inode, Inodes
 from mountfs.local.journal import Journal, Op, Sent
 from mountfs.local.layers import Layers
 from mountfs.local.slabs import Slabs
-from mountfs.local.space import Range
+from mountfs.local.space import LOST, Range
 from nodeserver.content.manifest import pack_slices, unpack_slices
 from nodeserver.protocol.wire import Slice
 
@@ -107,6 +107,7 @@ class Staging:
         stored = [msgspec.msgpack.decode(packed, type=Sent) for (packed,) in db.execute("SELECT rows FROM batch")]
         self._first_gen = 1 + max((gen for sent in stored for _, _, gen in sent.writes), default=0)
         """Newer than what a commit has that the last daemon had under way."""
+        self._lost = {row[0] for row in db.execute("SELECT DISTINCT ino FROM staged WHERE slab < 0")}
         self._sessions: dict[int, bytes] = {}
         """Sessions that have sent a version and may send another."""
 
@@ -413,6 +414,63 @@ class Staging:
             self._db.execute("DELETE FROM staged WHERE ino = ?", (ino,))
             self._inodes.delete(ino)
         self._space.free(ranges)
+
+    def _staged_ranges(self, ino: int) -> list[Range]:
+        query = "SELECT slab, position, length FROM staged WHERE ino = ? AND slab > 0"
+        return [(slab, position, length) for slab, position, length in self._db.execute(query, (ino,))]
+
+    def faults(self) -> Iterator[str]:
+        """What must never be, in words: see :mod:`mountfs.local.checking`."""
+        for content in self.contents.values():
+            if list(content.layers.overlay) != list(self._overlay(content.ino)):
+                yield f"inode {content.ino}: the extents in memory are not those of the database"
+            for snapshot in content.snapshots():
+                newest = max((extent.gen for extent in snapshot.layers.overlay), default=0)
+                if max(newest, snapshot.gen) >= content.gen:
+                    yield f"inode {content.ino}: generation {content.gen} is written, and in a snapshot"
+
+    # What is gone
+
+    def find_lost(self, content: Content) -> bool:
+        """Look whether the bytes of a content and its snapshots are still there; True when some are gone."""
+        gone = self._missing(content.layers)
+        if gone:
+            with self._db.transaction():
+                for extent in gone:
+                    self._lay(content, extent._replace(slab=LOST))
+            self._lost.add(content.ino)
+        return bool(gone) or any(self._missing(snapshot.layers) for snapshot in content.snapshots())
+
+    def _missing(self, layers: Layers) -> list[Extent]:
+        return [e for e in layers.overlay if e.slab > 0 and not self._slabs.holds(e.slab, e.position + e.length)]
+
+    def has_lost(self, ino: int) -> bool:
+        """Whether bytes of a file are gone that the nodes never had. Written anew, or cut off, they are not missed."""
+        if (
+            ino in self._lost
+            and not self._db.execute("SELECT EXISTS (SELECT 1 FROM staged WHERE ino = ? AND slab < 0)", (ino,)).get
+        ):
+            self._lost.discard(ino)
+        return ino in self._lost
+
+    def lost(self) -> list[int]:
+        """Files of which bytes are gone."""
+        return [ino for ino in sorted(self._lost) if self.has_lost(ino)]
+
+    def supersede(self, ino: int) -> None:
+        """The server has another version of a file of which bytes are gone here: that is what it is from now on."""
+        if self.has_lost(ino):
+            with self._db.nested():
+                self._space.free(self._staged_ranges(ino))
+                self._db.execute("DELETE FROM staged WHERE ino = ?", (ino,))
+            if ino in self.contents:
+                self.contents[ino].layers.overlay = ExtentMap()
+
+    def set_aside(self, content: Content) -> None:
+        """Some of it is gone: it cannot be sent, and holds up nothing."""
+        if content.sealed is not None:
+            self._let_go(content.sealed)
+            content.sealed = None
 
     def staged_bytes(self) -> int:
         """Bytes that the nodes do not have yet."""

@@ -40,7 +40,7 @@ async def carry(
                 slices.append(step.slice)
                 continue
             # No larger than the smallest chunk: nothing to cut, and nothing worth a thread.
-            plaintext = await downloads.read(bucket.id, snapshot.layers, step.start, step.limit)
+            plaintext = await downloads.read(bucket.id, snapshot.layers, step.start, step.limit, verify=True)
             key = chunk_id(bucket.chunk_key, plaintext)
             chunks[key] = encode(plaintext)
             slices.append(wire.Slice(key, 0, len(plaintext)))

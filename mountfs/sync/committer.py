@@ -22,9 +22,10 @@ import trio
 from mountfs.local.buckets import BucketState
 from mountfs.local.inodes import UNKNOWN
 from mountfs.local.journal import Field, Op, Row, Sent
+from mountfs.local.staging import Content, Snapshot
 from mountfs.sync.batches import Batch, build, cancelled
 from mountfs.sync.carry import Chunks, carry
-from mountfs.sync.context import Context
+from mountfs.sync.context import LOST, Context
 from mountfs.sync.uploads import Upload, Uploads
 from nodeserver.client import ClientError, QuorumLost, Refused, Unreachable
 from nodeserver.content.manifest import unpack_slices
@@ -218,19 +219,33 @@ class Committer:
                 self._refused[row.id] = trio.current_time() + RETRY_MOST
                 rows.remove(row)
                 continue
+            if context.staging.has_lost(row.ino):
+                # Its row goes with this batch, without content.
+                context.staging.set_aside(content)
+                context.staging.release(content)
+                continue
             row_of[row.ino] = row.id
             work.append((content, context.staging.send(content)))
         try:
             carried = await carry(self._bucket, self._uploads.downloads, work)
             uploads, chunks = carried or (await self._uploads.send(self._bucket, work), [])
         except BaseException:
-            for content, snapshot in work:
-                context.staging.give_back(content, snapshot)
-                context.staging.release(content)
+            self._take_back(work)
             for row in rows:
                 context.journal.give_back(row)
             raise
         return {row_of[upload.content.ino]: upload for upload in uploads}, chunks
+
+    def _take_back(self, work: list[tuple[Content, Snapshot]]) -> None:
+        """Content was not sent. If that is because it is gone, it must not hold up others again."""
+        context = self._context
+        for content, snapshot in work:
+            context.staging.give_back(content, snapshot)
+            if context.staging.find_lost(content):
+                context.staging.set_aside(content)
+                if context.staging.has_lost(content.ino):
+                    context.report(content.ino, LOST)
+            context.staging.release(content)
 
     async def _commit_rows(self, rows: list[Row], uploads: dict[int, Upload], chunks: Chunks) -> None:
         context = self._context

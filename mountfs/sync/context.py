@@ -14,6 +14,7 @@ import trio
 from mountfs.config import MountConfig
 from mountfs.local.buckets import Buckets
 from mountfs.local.cache import Cache
+from mountfs.local.checking import Checker
 from mountfs.local.database import Database
 from mountfs.local.inodes import Inodes
 from mountfs.local.journal import Journal, Op
@@ -26,6 +27,7 @@ from nodeserver.protocol.ids import new_id
 log = logging.getLogger(__name__)
 
 REMEMBERED_ERRORS = 50
+LOST = "some of what was not on the nodes yet is gone from the state directory: reading it fails, it is not sent"
 
 
 class Kernel:
@@ -74,6 +76,7 @@ class Context:
         """Bytes by inode that files have grown by and the server does not count yet."""
         self.progress = trio.Event()
         """Replaced and set whenever content reached the nodes."""
+        self.checker = Checker(db, self.slabs, self.cache, self.inodes, self.staging.faults)
         client_id = db.get_meta("client")
         if client_id is None:
             client_id = new_id()
@@ -83,11 +86,13 @@ class Context:
         self.client_name = socket.gethostname()
         self._recover_times()
         self._check_boot()
+        for ino in self.staging.lost():
+            self.report(ino, LOST)
 
     def _check_boot(self) -> None:
         """After the machine went down, not just the daemon: what was only in its memory may be gone.
 
-        Cached chunks can be had again. What the nodes do not have yet can only be named.
+        Cached chunks can be compared with their ids. What the nodes do not have yet can only be named.
         """
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
         known = self.db.get_meta("boot")
@@ -96,9 +101,8 @@ class Context:
         with self.db.transaction():
             self.db.set_meta("boot", boot)
             if known is not None:
-                self.db.execute("DELETE FROM chunk")
+                self.cache.distrust()
         if known is not None:
-            self.cache.space.begin()
             for (ino,) in self.db.execute("SELECT DISTINCT ino FROM staged WHERE slab > 0"):
                 self.report(ino, "was not on the nodes when the machine went down: look whether it is whole")
 

@@ -64,13 +64,16 @@ class Downloads:
         self._recent: OrderedDict[bytes, Plaintext] = OrderedDict()
         self._recent_bytes = 0
 
-    async def read(self, bucket: int, layers: Layers, start: int, end: int) -> bytes:
+    async def read(self, bucket: int, layers: Layers, start: int, end: int, *, verify: bool = False) -> bytes:
         """The bytes [start, end) of a file. Raises OSError.
+
+        With ``verify`` cached chunks are compared with their ids, for what is to be sent again: damage here
+        must not become damage there.
 
         What is here is read without an ``await`` after the plan: later it may lie elsewhere.
         """
         plan = layers.plan(start, end)
-        parts = [self._here(part) for part in plan]
+        parts = [self._here(part, verify=verify) for part in plan]
         if len(parts) == 1 and isinstance(parts[0], bytes):
             return parts[0]
         lacking = {index: self._ask(bucket, plan[index].chunk) for index, part in enumerate(parts) if part is None}
@@ -80,7 +83,7 @@ class Downloads:
                     parts[index] = _range(await coming.wait(), plan[index])
         return b"".join([part for part in parts if part is not None])
 
-    def _here(self, part: Extent) -> Plaintext | None:
+    def _here(self, part: Extent, *, verify: bool) -> Plaintext | None:
         """The bytes of a part, None when they have to be downloaded."""
         slabs = self._context.slabs
         if part.slab:
@@ -90,7 +93,7 @@ class Downloads:
         recent = self._recent.get(part.chunk)
         if recent is not None:
             return _range(recent, part)
-        where = self._context.cache.locate(part.chunk)
+        where = self._context.cache.locate(part.chunk, verify=verify)
         if where is None:
             return None
         slab, position, length = where
@@ -103,7 +106,7 @@ class Downloads:
         recent = self._recent.get(chunk)
         if recent is not None:
             return recent
-        where = self._context.cache.locate(chunk)
+        where = self._context.cache.locate(chunk, verify=True)
         if where is not None:
             return self._context.slabs.read(*where)
         return await self._ask(bucket.id, chunk).wait()

@@ -105,9 +105,20 @@ class Remote:
     def _take(self, bucket: BucketState, files: list[wire.File], parent: int) -> None:
         """Store what the server says of files unless we know better."""
         context = self._context
-        fresh = [file for file in files if not context.pending(context.inodes.ino(file.id))]
+        fresh = [file for file in files if not self._known_better(file)]
         for ino in context.inodes.store(bucket.id, fresh, parent):
             context.kernel.inode(ino)
+
+    def _known_better(self, file: wire.File) -> bool:
+        """Whether what is known of a file here is newer, or is that some of it is gone."""
+        ino = self._context.inodes.ino(file.id)
+        staging = self._context.staging
+        if not self._context.pending(ino) and staging.has_lost(ino):
+            inode = self._context.inodes.get(ino)
+            if inode is not None and inode.version == file.version:
+                return True
+            staging.supersede(ino)
+        return self._context.pending(ino)
 
     async def lookup(self, directory: Inode, name: bytes) -> None:
         """Learn what a name in a directory stands for."""

@@ -139,7 +139,9 @@ class Uploads:
                 size = snapshot.layers.size
                 results[snapshot.ino] = [wire.Slice(b"", 0, size)] if size else []
                 continue
-            plain[snapshot.ino] = await self.downloads.read(bucket.id, snapshot.layers, 0, snapshot.layers.size)
+            plain[snapshot.ino] = await self.downloads.read(
+                bucket.id, snapshot.layers, 0, snapshot.layers.size, verify=True
+            )
         ids = await self._send_pieces(bucket, list(plain.values()), sending)
         for (ino, piece), key in zip(plain.items(), ids, strict=True):
             results[ino] = [wire.Slice(key, 0, len(piece))]
@@ -211,7 +213,7 @@ class Uploads:
             sources: list[bytes | Source] = []
             for part in plan:
                 if part.chunk:
-                    sources.append(await self.downloads.read(bucket.id, layers, part.offset, part.end))
+                    sources.append(await self.downloads.read(bucket.id, layers, part.offset, part.end, verify=True))
                 else:
                     sources.append((files.get(part.slab), part.position, part.length))
             work = partial(read_and_cut, sources, start, stops, final, bucket.chunk_key)
@@ -275,6 +277,7 @@ class Uploads:
         if (
             content.ino not in self._early
             and content.private
+            and not self._context.staging.has_lost(content.ino)
             and layers.size - early_start(content) >= self._early_from
         ):
             self._early.add(content.ino)

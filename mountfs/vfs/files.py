@@ -159,6 +159,8 @@ class Files:
         if inode.nlink:
             self._staging.seal(content)
             await self._engine.durable(content.bucket, content.ino)
+            if self._staging.has_lost(content.ino):
+                raise failure(errno.EIO)
 
     async def chunks(self, inode: Inode) -> list[bytes]:
         """The chunks that a file's content is in, each once. Raises OSError."""

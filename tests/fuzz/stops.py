@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
+import subprocess
 from typing import Self
 
 from tests.fuzz.orders import STOPPED_SECONDS
@@ -16,7 +16,7 @@ class Stops:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._timer: threading.Timer | None = None
+        self._timer: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -27,12 +27,12 @@ class Stops:
     def stop(self) -> None:
         self.go()
         os.kill(self._node.pid, signal.SIGSTOP)
-        self._timer = threading.Timer(STOPPED_SECONDS, os.kill, (self._node.pid, signal.SIGCONT))
-        self._timer.start()
+        # A process: a thread may have to wait for one that is in a page fault, which waits for the server.
+        self._timer = subprocess.Popen(["sh", "-c", f"sleep {STOPPED_SECONDS}; kill -CONT {self._node.pid}"])
 
     def go(self) -> None:
         if self._timer is not None:
-            self._timer.cancel()
-            self._timer.join()
+            self._timer.kill()
+            self._timer.wait()
             self._timer = None
             os.kill(self._node.pid, signal.SIGCONT)

@@ -12,6 +12,7 @@ import trio
 
 from mountfs import daemon
 from mountfs.config import MountConfig
+from mountfs.local.checking import Report
 from mountfs.local.database import Database
 from mountfs.sync.context import Context
 from mountfs.sync.engine import Engine
@@ -91,6 +92,10 @@ class InProcess:
             self._fs.files.release_all()
             nursery.cancel_scope.cancel()
             context.slabs.close()
+
+    def check(self) -> Report:
+        """What is wrong with the state directory."""
+        return self._call(self._fs.engine.context.checker.check)
 
     def _call(self, call: Callable[..., Awaitable[T]], *args: Any) -> T:
         return trio.from_thread.run(call, *args, trio_token=self._token)

@@ -511,6 +511,15 @@ class Model(RuleBasedStateMachine):
         if found := differences(read_tree(self.tested), self.tree):
             self.differ("\n".join(found))
 
+    @invariant()
+    def the_state_is_sound(self) -> None:
+        if found := self.unsound():
+            self.differ("\n".join(found))
+
+    def unsound(self) -> list[str]:
+        """What `mountfs.local.checking` finds in the state directory behind ``tested``, if there is one."""
+        return []
+
     def teardown(self) -> None:
         self.close_all()
 

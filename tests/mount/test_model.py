@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
+from mountfs import control
 from mountfs.config import MountConfig
 from tests.conftest import MakeMount
 from tests.fuzz.stops import Stops
@@ -105,6 +106,12 @@ class OnMount(OnPlain):
         self.stops.go()
         self.folder.node.restart(sig)
 
+    def unsound(self) -> list[str]:
+        if not self.folder.mount:
+            return []
+        found = control.call(self.folder.mount.state / control.NAME, "check", timeout=60)
+        return [*found["faults"], *found["damaged"], *found["lost"]]
+
     def teardown(self) -> None:
         self.stops.go()
         self.close_all()
@@ -146,6 +153,10 @@ class OnVfs(Model):
     def stop_the_server_for_a_moment(self) -> None:
         self.steps.append("stop the server for a moment")
         self.stops.stop()
+
+    def unsound(self) -> list[str]:
+        found = self.vfs.check()
+        return [*found.faults, *found.damaged, *found.lost]
 
     def teardown(self) -> None:
         self.stops.go()

@@ -22,7 +22,9 @@ MODES = {"writeback": True, "nowriteback": False}
 def mount(request: pytest.FixtureRequest, module_node: Node, make_mount: MakeMount) -> Mount:
     bucket = module_node.create_bucket(f"ranges-{os.urandom(4).hex()}")
     options = {} if MODES[request.param] else {"nowriteback": True}
-    return make_mount(module_node, bucket, options=options)
+    mount = make_mount(module_node, bucket, options=options)
+    assert os.listdir(mount.path) == []  # from now on a new name is known to be new, also without the server
+    return mount
 
 
 def some(size: int, seed: int) -> bytes:
