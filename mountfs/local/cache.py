@@ -87,7 +87,7 @@ class Cache:
         row = self.peek(chunk)
         if row is not None:
             log.warning("chunk %s was damaged in the cache: dropped", chunk.hex())
-            with self._db.nested():
+            with self._db.transaction():
                 self._db.execute("DELETE FROM chunk WHERE id = ?", (chunk,))
                 self._db.execute("INSERT OR REPLACE INTO damaged VALUES (?, ?)", (chunk, time.time_ns()))
             self.space.free([row])

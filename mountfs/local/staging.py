@@ -460,7 +460,7 @@ class Staging:
     def supersede(self, ino: int) -> None:
         """The server has another version of a file of which bytes are gone here: that is what it is from now on."""
         if self.has_lost(ino):
-            with self._db.nested():
+            with self._db.transaction():
                 self._space.free(self._staged_ranges(ino))
                 self._db.execute("DELETE FROM staged WHERE ino = ?", (ino,))
             if ino in self.contents:
