@@ -10,14 +10,16 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import click
 
 from mountfs import control, mounts
+from mountfs.cli import deep as looking
 from mountfs.cli import settings
 from mountfs.cli.bucket import ask, server_options
+from mountfs.cli.finding import Finding
 from mountfs.cli.options import show_size
 from mountfs.errors import MountError
 from nodeserver.client import BadAnswer, Refused, Unreachable
@@ -31,27 +33,18 @@ ROOM = 0.1
 FUSE_DEVICE = Path("/dev/fuse")
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """What one check saw; ``cure`` says what to do unless it is ``ok``."""
-
-    check: str
-    outcome: Literal["ok", "warning", "failed"]
-    detail: str
-    cure: str = ""
-
-
 @click.command("doctor")
 @click.option("--state", metavar="DIR", type=click.Path(path_type=Path), help="Also check this state directory.")
+@click.option("--deep", is_flag=True, help="Also read every cached chunk of the state directories, and compare.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 @server_options
-def command(state: Path | None, as_json: bool, url: str | None, token_file: str | None) -> None:
+def command(state: Path | None, deep: bool, as_json: bool, url: str | None, token_file: str | None) -> None:
     """Check what mountfs needs on this machine, the mounts, and their servers; say how to mend what fails.
 
     Checks the server at --url, or those of all mounts. Exit code 1 when a check fails.
     """
     findings = []
-    for finding in examine(state, url, token_file):
+    for finding in chain(examine(state, url, token_file), examine_content(state) if deep else ()):
         findings.append(finding)
         if not as_json:
             _show(finding)
@@ -80,6 +73,12 @@ def examine(state: Path | None, url: str | None, token_file: str | None) -> Iter
         for address in sorted({record.url for record in records}):
             record = next(record for record in records if record.url == address)
             yield from check_server(address, lambda: settings.find_token(token_file, None, Path(record.state)))  # noqa: B023
+
+
+def examine_content(state: Path | None) -> Iterator[Finding]:
+    """Look at the content in the state directory given and in those of all mounts."""
+    for path in sorted({Path(record.state) for record in mounts.records()} | ({state.absolute()} if state else set())):
+        yield from looking.examine(path)
 
 
 def check_device() -> Finding:

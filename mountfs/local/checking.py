@@ -32,6 +32,8 @@ class Report:
     chunks: int = 0
     """Cached chunks compared with their ids."""
     bytes: int = 0
+    dropped: int = 0
+    """Of them, those that were not what they say."""
     damaged: list[str] = dataclasses.field(default_factory=list)
     """Ids of chunks that were not what they say: just now, and before. They are not in the cache any more."""
     files: list[str] = dataclasses.field(default_factory=list)
@@ -124,6 +126,7 @@ class Checker:
                 # Meanwhile it may have been evicted, and its bytes given back.
                 if not same and self._cache.peek(chunk) == (slab, position, length):
                     self._cache.drop(chunk)
+                    report.dropped += 1
             after = rows[-1][0]
 
     async def _referring(self, damaged: set[bytes]) -> list[str]:

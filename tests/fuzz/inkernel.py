@@ -7,10 +7,15 @@ import os
 import shutil
 import signal
 import time
+from typing import Any
 
-from tests.fuzz.orders import PAGE, Calls, drive
+from mountfs import control
+from tests.fuzz.orders import PAGE, Calls, Different, drive
 from tests.fuzz.stops import Stops
 from tests.harness import Mount, Node
+
+PATIENCE = 60.0
+"""Seconds that a command may take."""
 
 
 class InKernel:
@@ -126,10 +131,18 @@ class InKernel:
         time.sleep(turns / 1000)
 
     def sync(self) -> None:
-        self._mount.sync()
+        answer = self._command("sync", {"deadline": PATIENCE})
+        if answer["pending"]:
+            raise Different(f"not on the server after {PATIENCE:g} s: {answer['pending']}")
 
     def verify(self) -> None:
-        """What is to be seen from outside only is not looked at."""
+        """The state directory is as it must be: every cached chunk, every range."""
+        found = self._command("check", {})
+        if wrong := [*found["faults"], *found["damaged"], *found["lost"]]:
+            raise Different("; ".join(wrong))
+
+    def _command(self, name: str, params: control.Params) -> dict[str, Any]:
+        return control.call(self._mount.state / control.NAME, name, params, timeout=PATIENCE + 10)
 
     def remount(self, drain: bool) -> None:
         self._mount.remount(signal.SIGTERM if drain else signal.SIGKILL)

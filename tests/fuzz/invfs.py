@@ -21,7 +21,6 @@ from mountfs.vfs.attributes import Changes
 from mountfs.vfs.caller import Caller
 from mountfs.vfs.filesystem import FileSystem
 from nodeserver.client import connect
-from nodeserver.content.codec import chunk_id
 from nodeserver.protocol.ids import ROOT_INO
 from tests.fuzz.orders import Calls, Different
 from tests.fuzz.stops import Stops
@@ -168,12 +167,10 @@ class InVfs:
             raise Different(f"not on the server after {PATIENCE:g} s: {left}")
 
     async def verify(self) -> None:
-        """The bytes of every cached chunk have its id."""
-        context = self._fs.engine.context
-        (bucket,) = context.buckets.by_id.values()
-        for key, slab, position, length in context.db.execute("SELECT id, slab, position, length FROM chunk"):
-            if chunk_id(bucket.chunk_key, context.slabs.read(slab, position, length)) != key:
-                raise Different(f"chunk {key.hex()} is not what lies at {position} of slab {slab}, {length} bytes")
+        """The state directory is as it must be: every cached chunk, every range."""
+        found = await self._fs.engine.context.checker.check()
+        if wrong := [*found.faults, *found.damaged, *found.lost]:
+            raise Different("; ".join(wrong))
 
     async def remount(self, drain: bool) -> None:
         if drain:

@@ -76,7 +76,7 @@ ODDS: Odds = {
     "go": 4,
     "pause": 5,
     "sync": 0.5,
-    "check": 0.3,
+    "check": 1,
     "remount": 0.05,
     "fresh": 0.02,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakeMount
-from tests.harness import Mount, Node
+from tests.harness import Mount, Node, command
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZE = 300 * KIB
@@ -147,3 +148,67 @@ def test_what_is_lost_while_the_daemon_runs_holds_up_nothing_else(
     (mount.path / "lost").unlink()
     mount.sync()
     assert mount.status()["lost"] == []
+
+
+def deep(mount: Mount) -> tuple[int, dict[str, dict[str, str]]]:
+    """The exit code of ``mountfs doctor --deep``, and its findings about the state of this mount."""
+    result = command("mountfs", "doctor", "--deep", "--state", mount.state, "--json", timeout=120)
+    found = {it["check"]: it for it in json.loads(result.stdout)}
+    return result.returncode, {
+        name.removesuffix(f" in {mount.state}"): it for name, it in found.items() if name.endswith(f" in {mount.state}")
+    }
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["mounted", "not mounted"])
+def test_doctor_finds_damaged_chunks_and_the_files_that_have_them(running: bool, mount: Mount) -> None:
+    (mount.path / "hit").write_bytes(some(SIZE, 1))
+    mount.sync()
+    _, found = deep(mount)
+    assert {it["outcome"] for it in found.values()} == {"ok"}, found
+    assert damage_cache(mount) == 1
+    if not running:
+        mount.stop()
+    code, found = deep(mount)
+    assert code == 1
+    assert found["cached chunks"]["outcome"] == "failed"
+    assert "hit" in found["cached chunks"]["detail"]
+    assert found["slabs"]["outcome"] == "ok"
+    _, found = deep(mount)
+    assert found["cached chunks"]["outcome"] == "warning", "seen before, and dropped"
+    if not running:
+        mount.start()
+    else:
+        mount.remount()
+    assert (mount.path / "hit").read_bytes() == some(SIZE, 1)
+
+
+def test_a_cache_of_an_older_version_is_compared_before_it_is_believed(mount: Mount) -> None:
+    for name in "good", "hit", "shared":
+        (mount.path / name).write_bytes(name.encode() * SIZE)
+    mount.sync()
+    mount.stop()
+    places = dict(rows(mount, "SELECT id, slab FROM chunk"))
+    assert len(places) == 3
+    [(hit, number, position)] = rows(mount, "SELECT id, slab, position FROM chunk LIMIT 1")
+    with slab(mount, number).open("r+b") as file:
+        file.seek(position)
+        file.write(b"damaged")
+    with contextlib.closing(sqlite3.connect(mount.state / "mount.db")) as database, database:
+        database.executescript(
+            """DROP INDEX chunk_place; DROP INDEX staged_place; DROP TABLE damaged;
+            ALTER TABLE chunk DROP COLUMN checked; CREATE INDEX chunk_slab ON chunk (slab);
+            DELETE FROM meta WHERE key = 'slabs'; PRAGMA user_version = 1;"""
+        )
+    # A second chunk that says it lies where the first does: one of them was written over.
+    with contextlib.closing(sqlite3.connect(mount.state / "mount.db")) as database, database:
+        [(other, there, at)] = database.execute(
+            "SELECT id, slab, position FROM chunk WHERE id != ? LIMIT 1", (hit,)
+        ).fetchall()
+        database.execute("INSERT INTO chunk VALUES (?, ?, ?, 100, 0)", (bytes(32), there, at + 50))
+    mount.start()
+    for name in "good", "hit", "shared":
+        assert (mount.path / name).read_bytes() == name.encode() * SIZE
+    assert {row[0] for row in rows(mount, "SELECT id FROM damaged")} == {hit, other, bytes(32)}
+    _, found = deep(mount)
+    assert found["cached chunks"]["outcome"] == "warning"
+    assert found["slabs"]["outcome"] == "ok"
