@@ -17,7 +17,7 @@ PATIENCE = 24 * 3600.0
 """Seconds that reading a large cache may take."""
 HIT = (
     "they are dropped and fetched again. An older mountfs may have shown such bytes here, or sent them as new versions,"
-    " which nothing can tell: compare these files with other copies, see `mountfs log`, and `mountfs restore` what is wrong"
+    " which nothing can tell: compare these files with other copies, see `mountfs log`, `mountfs restore` what is wrong"
 )
 SHOWN = 20
 """Paths and ids that are named."""

@@ -121,6 +121,7 @@ class Cache:
         """Give back about ``size`` bytes of cached chunks, oldest first; returns how many went."""
         self._save_stamps()
         before = self._slabs.used
+        self.space.collect()
         while before - self._slabs.used < size:
             rows = self._db.execute(
                 "SELECT id, slab, position, length FROM chunk ORDER BY stamp LIMIT ?", (EVICT_ROWS,)

@@ -8,6 +8,7 @@ back into the database, off the hot path.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -215,7 +216,9 @@ class Database:
         if pages < self._copied:
             self._copied = 0
         if pages > WAL_LIMIT_PAGES and self._checkpoints.idle:
-            self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+            # The transaction is through: what is raised here would make it look as if it was not.
+            with contextlib.suppress(apsw.BusyError):
+                self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
         elif pages > self._copied + CHECKPOINT_PAGES:
             self._copied = pages
             self._checkpoints.wake()

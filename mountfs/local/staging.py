@@ -155,12 +155,13 @@ class Staging:
                 self.seal(content)
         if not content.users:
             del self.contents[content.ino]
-            self._let_go(content.sealed)
+            self._seal_as(content, None)
 
-    def _let_go(self, snapshot: Snapshot | None) -> None:
-        """Nobody will send this snapshot, and no content has it any more."""
-        if snapshot is not None:
-            self._space.free(_ranges(snapshot.layers.overlay))
+    def _seal_as(self, content: Content, snapshot: Snapshot | None) -> None:
+        """What is sealed now, if anything. Nobody will send what was before."""
+        before, content.sealed = content.sealed, snapshot
+        if before is not None:
+            self._space.free(_ranges(before.layers.overlay))
 
     def _load(self, ino: int) -> Content | None:
         inode = self._inodes.get(ino)
@@ -207,20 +208,13 @@ class Staging:
         end = offset + len(data)
         content.lowest_write = min(content.lowest_write, offset)
         view = memoryview(data)
+        ours, gaps = self._split(content, offset, end)
         fresh: list[Extent] = []
         try:
-            at = offset
-            for extent in content.layers.overlay.overlapping(offset, end):
-                if extent.slab > 0 and extent.gen == content.gen:
-                    start, stop = max(offset, extent.offset), min(end, extent.end)
-                    if at < start:
-                        fresh.append(self._place(content, at, view[at - offset : start - offset]))
-                    self._slabs.write(
-                        extent.slab, extent.part(start, stop).position, view[start - offset : stop - offset]
-                    )
-                    at = stop
-            if at < end:
-                fresh.append(self._place(content, at, view[at - offset :]))
+            for start, stop in gaps:
+                fresh.append(self._place(content, start, view[start - offset : stop - offset]))
+            for part in ours:
+                self._slabs.write(part.slab, part.position, view[part.offset - offset : part.end - offset])
             if not fresh:
                 self._touch(content)
                 return
@@ -233,6 +227,21 @@ class Staging:
             self._space.free(_ranges(fresh))
             raise
         self._space.free(_ranges(freed))
+
+    def _split(self, content: Content, start: int, end: int) -> tuple[list[Extent], list[tuple[int, int]]]:
+        """What of [start, end) was written since the last seal, and the ranges between."""
+        ours: list[Extent] = []
+        gaps: list[tuple[int, int]] = []
+        for extent in content.layers.overlay.overlapping(start, end):
+            if extent.slab > 0 and extent.gen == content.gen:
+                part = extent.part(max(start, extent.offset), min(end, extent.end))
+                if start < part.offset:
+                    gaps.append((start, part.offset))
+                ours.append(part)
+                start = part.end
+        if start < end:
+            gaps.append((start, end))
+        return ours, gaps
 
     def _place(self, content: Content, offset: int, data: memoryview) -> Extent:
         """Store the bytes in a range of their own."""
@@ -326,9 +335,8 @@ class Staging:
     def seal(self, content: Content) -> None:
         """End a generation: what has been written so far is to be sent."""
         if content.dirty:
-            self._let_go(content.sealed)
             # What the last writer leaves is frozen when it is sent: nothing of it changes until then.
-            content.sealed = self._freeze(content) if content.writers else None
+            self._seal_as(content, self._freeze(content) if content.writers else None)
             self._journal.seal(content.ino)
             content.dirty = False
             if content.holes:
@@ -368,13 +376,16 @@ class Staging:
         return snapshot
 
     def give_back(self, content: Content, snapshot: Snapshot) -> None:
-        """The snapshot was not sent after all; a newer one takes its place if there is one."""
+        """The snapshot was not sent after all; a newer one takes its place if there is one.
+
+        Without writers that is the content as it is: the last of them may have left more than was to be sent.
+        """
         if snapshot in content.sending:
             content.sending.remove(snapshot)
-            if content.sealed is None:
+            if content.sealed is None and content.writers:
                 content.sealed = snapshot
             else:
-                self._let_go(snapshot)
+                self._space.free(_ranges(snapshot.layers.overlay))
 
     def committed(self, sent: Snapshot, slices: list[Slice], version: bytes) -> None:
         """The nodes have ``sent`` as ``version``: its slices replace its extents, the bytes become cache.
@@ -468,9 +479,7 @@ class Staging:
 
     def set_aside(self, content: Content) -> None:
         """Some of it is gone: it cannot be sent, and holds up nothing."""
-        if content.sealed is not None:
-            self._let_go(content.sealed)
-            content.sealed = None
+        self._seal_as(content, None)
 
     def staged_bytes(self) -> int:
         """Bytes that the nodes do not have yet."""
