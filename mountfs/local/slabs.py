@@ -84,12 +84,16 @@ class Slabs:
         """A descriptor of the caller's own, which stays good on any thread, whatever happens to the slab."""
         return os.dup(self.file(slab))
 
+    def claimable(self, slab: int, position: int, length: int) -> bool:
+        """Whether :meth:`claim` would give a range."""
+        given = self._given.get(slab)
+        return given is not None and not given.overlapping(position, position + length)
+
     def claim(self, slab: int, position: int, length: int) -> bool:
         """Take a range of a private slab. False when some of it was given before, or the slab has gone."""
-        given = self._given.get(slab)
-        if given is None or given.overlapping(position, position + length):
+        if not self.claimable(slab, position, length):
             return False
-        given.put(Extent(position, length, slab, position, 0))
+        self._given[slab].put(Extent(position, length, slab, position, 0))
         self._account(slab, length)
         return True
 

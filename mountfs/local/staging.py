@@ -229,7 +229,12 @@ class Staging:
         self._space.free(_ranges(freed))
 
     def _split(self, content: Content, start: int, end: int) -> tuple[list[Extent], list[tuple[int, int]]]:
-        """What of [start, end) was written since the last seal, and the ranges between."""
+        """What of [start, end) is to be written over where it is, and the ranges that get a place of their own.
+
+        Bytes of one write stay together, so that a chunk of them can become cache: several pieces are written only
+        where they come to lie side by side.
+        """
+        whole = [(start, end)]
         ours: list[Extent] = []
         gaps: list[tuple[int, int]] = []
         for extent in content.layers.overlay.overlapping(start, end):
@@ -241,7 +246,10 @@ class Staging:
                 start = part.end
         if start < end:
             gaps.append((start, end))
-        return ours, gaps
+        beside = all(part.slab == content.private and part.position == part.offset for part in ours) and all(
+            self._slabs.claimable(content.private, begin, stop - begin) for begin, stop in gaps
+        )
+        return (ours, gaps) if beside or (len(ours) == 1 and not gaps) else ([], whole)
 
     def _place(self, content: Content, offset: int, data: memoryview) -> Extent:
         """Store the bytes in a range of their own."""
