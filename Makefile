@@ -3,6 +3,7 @@
 # make test    format, lint, types, import layers, all tests on real mounts; TESTS=... picks some
 # make bench   this product beside JuiceFS and a local directory
 # make cluster several nodes on this machine, in the foreground; N=5, CLUSTER=directory
+# make fuzz    random orders of calls on files, in the manner of fsx; SEED=..., ROUNDS=100: 10 seeds of 100,000 operations
 # make soak    a mount at work while its nodes suffer; SEED=..., ROUNDS=... times the rounds of the test
 # make clean   removes what the targets above made in this directory
 
@@ -23,7 +24,7 @@ TEST_DEBS := acl attr dbus fio git libpam-systemd mandoc postgresql procps psmis
 BENCH_DEBS := fio git postgresql procps
 DEBS := $(RUN_DEBS)
 
-.PHONY: setup run test bench cluster soak clean debian
+.PHONY: setup run test bench cluster fuzz soak clean debian
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.setup
@@ -47,6 +48,10 @@ bench: $(VENV)/.bench
 cluster: setup
 	@[ -t 0 ] || exec $(BIN)/nodeserver cluster --nodes $(N) --data "$(CLUSTER)"; \
 	set -m; setpriv --pdeathsig TERM $(BIN)/nodeserver cluster --nodes $(N) --data "$(CLUSTER)"; exit $$?
+
+fuzz: DEBS := $(RUN_DEBS) $(TEST_DEBS)
+fuzz: $(VENV)/.test
+	SEED=$(SEED) $(BIN)/python -m pytest -s --soak $(ROUNDS) $(or $(TESTS),tests/fuzz)
 
 soak: DEBS := $(RUN_DEBS) $(TEST_DEBS)
 soak: $(VENV)/.test

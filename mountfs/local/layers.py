@@ -28,6 +28,11 @@ class Layers:
         """Bytes in the version underneath."""
         return self._starts[-1]
 
+    @property
+    def pieces(self) -> int:
+        """In how many pieces the content is, about."""
+        return len(self.base) + len(self.overlay)
+
     def copy(self) -> Layers:
         """A snapshot."""
         return Layers(self.base, self.overlay.copy(), self.size)

@@ -69,7 +69,7 @@ class Content:
         self.private = 0
         """The slab of this file alone, 0 for none."""
         self.early = 0
-        """The nodes have the content up to this offset, though no commit refers to it yet."""
+        """Uploads before the close go on from this offset; below it there is nothing for them."""
         self.lowest_write = 0
         """Lowest offset changed since an early upload set this to the end of the file."""
         self.holes = 0
@@ -155,12 +155,13 @@ class Staging:
                 self.seal(content)
         if not content.users:
             del self.contents[content.ino]
-            self._let_go(content.sealed)
+            self._seal_as(content, None)
 
-    def _let_go(self, snapshot: Snapshot | None) -> None:
-        """Nobody will send this snapshot, and no content has it any more."""
-        if snapshot is not None:
-            self._space.free(_ranges(snapshot.layers.overlay))
+    def _seal_as(self, content: Content, snapshot: Snapshot | None) -> None:
+        """What is sealed now, if anything. Nobody will send what was before."""
+        before, content.sealed = content.sealed, snapshot
+        if before is not None:
+            self._space.free(_ranges(before.layers.overlay))
 
     def _load(self, ino: int) -> Content | None:
         inode = self._inodes.get(ino)
@@ -352,9 +353,8 @@ class Staging:
     def seal(self, content: Content) -> None:
         """End a generation: what has been written so far is to be sent."""
         if content.dirty:
-            self._let_go(content.sealed)
             # What the last writer leaves is frozen when it is sent: nothing of it changes until then.
-            content.sealed = self._freeze(content) if content.writers else None
+            self._seal_as(content, self._freeze(content) if content.writers else None)
             self._journal.seal(content.ino)
             content.dirty = False
             if content.holes:
@@ -403,7 +403,7 @@ class Staging:
             if content.sealed is None and content.writers:
                 content.sealed = snapshot
             else:
-                self._let_go(snapshot)
+                self._space.free(_ranges(snapshot.layers.overlay))
 
     def committed(self, sent: Snapshot, slices: list[Slice], version: bytes) -> None:
         """The nodes have ``sent`` as ``version``: its slices replace its extents, the bytes become cache.
@@ -507,9 +507,7 @@ class Staging:
 
     def set_aside(self, content: Content) -> None:
         """Some of it is gone: it cannot be sent, and holds up nothing."""
-        if content.sealed is not None:
-            self._let_go(content.sealed)
-            content.sealed = None
+        self._seal_as(content, None)
 
     def abandon(self, ino: int) -> None:
         """Let the server's content take the place of what was written here to a file, which nobody uses."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mountfs.local.buckets import BucketState
 from mountfs.local.staging import Content, Snapshot
-from mountfs.sync.chunking import Keep, steps
+from mountfs.sync.chunking import Keep, Plan
 from mountfs.sync.downloads import Downloads
 from mountfs.sync.uploads import Upload
 from nodeserver.content.codec import HEADER, chunk_id, encode
@@ -24,9 +24,9 @@ async def carry(
     bucket: BucketState, downloads: Downloads, work: Sequence[tuple[Content, Snapshot]]
 ) -> tuple[list[Upload], Chunks] | None:
     """The content of these files as chunks for the commit; None when it is too much. Raises OSError."""
-    if len(work) > FILES:
+    if len(work) > FILES or any(snapshot.layers.pieces > MAX_INLINE for _, snapshot in work):
         return None
-    plans = [steps(snapshot.layers, still_open=snapshot.open) for _, snapshot in work]
+    plans = [list(Plan(snapshot.layers, still_open=snapshot.open)) for _, snapshot in work]
     cuts = [step for plan in plans for step in plan if not isinstance(step, Keep)]
     size = sum(step.limit - step.start + HEADER for step in cuts)
     if size > wire.MAX_COMMIT_CHUNKS or any(len(plan) > MAX_INLINE for plan in plans):

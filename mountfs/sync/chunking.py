@@ -1,8 +1,14 @@
-"""What of a file's content has to be cut into chunks anew, and what can stay. Pure functions."""
+"""What of a file's content has to be cut into chunks anew, and what can stay."""
 
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left
+from collections.abc import Iterator
+from functools import partial
+from operator import attrgetter
+
+import trio
 
 from mountfs.local.extents import Extent
 from mountfs.local.layers import Layers
@@ -11,6 +17,9 @@ from nodeserver.protocol.wire import Slice
 
 FRAGMENTS = 256
 """Slices that small pieces may add before an open file is cut as a closed one."""
+
+PLANNED_HERE = 1000
+"""The plan of content in more pieces than this is made on a thread."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +31,10 @@ class Keep:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """[start, limit) is to be cut into chunks, but for what follows the first cut in ``stops``.
+    """[start, limit) is to be cut into chunks, but for what follows the first cut in ``stops`` after ``start``.
 
-    A cut at a stop means that from there on the old boundaries hold again.
+    A cut at a stop means that from there on the old boundaries hold again: see :meth:`Plan.met`. All steps of
+    a plan share the set of its stops.
     """
 
     start: int
@@ -32,56 +42,92 @@ class Cut:
     stops: frozenset[int] = frozenset()
 
 
-def steps(layers: Layers, *, still_open: bool, start: int = 0) -> list[Keep | Cut]:
-    """How to send the content of a file from ``start`` on.
+class Plan:
+    """How to send the content of a file from ``start`` on: an iterator of steps.
 
     A file that is still open sends just what changed, as small chunks between slices of old ones:
     a database that fsyncs a page must not send two megabytes. Everything else is cut by content,
     from the chunk before the first change to where the boundaries meet the old ones again.
+
+    Making a plan and walking through it take time in proportion to the pieces the content is in, however
+    often cutting meets old boundaries: each piece is looked at a fixed number of times.
     """
-    parts = _coalesce(layers.plan(start, layers.size))
-    if still_open and len(parts) <= FRAGMENTS + layers.size // AVG_CHUNK:
-        return [Keep(_slice(part)) if not part.slab else Cut(part.offset, part.end) for part in parts]
-    return _by_content(parts)
+
+    def __init__(self, layers: Layers, *, still_open: bool, start: int = 0) -> None:
+        parts = _coalesce(layers.plan(start, layers.size))
+        self._parts = parts
+        self._by_content = not (still_open and len(parts) <= FRAGMENTS + layers.size // AVG_CHUNK)
+        self._end = layers.size
+        self._stops = frozenset(part.offset for part in parts if self._stays(part)) if self._by_content else frozenset()
+        self._next = 0
+        self._hole = 0
+        """The first hole that ends a cut, at ``_next`` or behind."""
+        self._held: Keep | None = None
+        """What stays, unless what follows it changed."""
+
+    def __iter__(self) -> Iterator[Keep | Cut]:
+        return self
+
+    def __next__(self) -> Keep | Cut:
+        while self._next < len(self._parts):
+            part = self._parts[self._next]
+            if self._stays(part):
+                self._next += 1
+                held, self._held = self._held, Keep(_slice(part))
+                if held is not None:
+                    return held
+            elif self._held is None:
+                return self._cut(part.offset)
+            elif self._by_content and self._held.slice.chunk:
+                before, self._held = self._held.slice, None
+                return self._cut(part.offset - before.length)
+            else:
+                return self._release(self._held)
+        if self._held is None:
+            raise StopIteration
+        return self._release(self._held)
+
+    def _release(self, held: Keep) -> Keep:
+        self._held = None
+        return held
+
+    def _cut(self, start: int) -> Cut:
+        """From ``start`` to where the part at ``_next`` ends, or cut by content, to the next hole or the end."""
+        if not self._by_content:
+            self._next += 1
+            return Cut(start, self._parts[self._next - 1].end)
+        self._hole = max(self._hole, self._next)
+        while self._hole < len(self._parts) and not _is_hole(self._parts[self._hole]):
+            self._hole += 1
+        self._next = self._hole
+        limit = self._parts[self._hole].offset if self._hole < len(self._parts) else self._end
+        return Cut(start, limit, self._stops)
+
+    def met(self, end: int) -> bool:
+        """The last cut ended at ``end``, its limit or a stop: go on from there. False when it is neither."""
+        if end == (self._parts[self._next].offset if self._next < len(self._parts) else self._end):
+            return True
+        self._next = bisect_left(self._parts, end, key=attrgetter("offset"))
+        return end in self._stops
+
+    def _stays(self, part: Extent) -> bool:
+        """Whether a part is a chunk that cutting would give again, or a hole worth keeping."""
+        if not self._by_content:
+            return not part.slab
+        if part.chunk:
+            return not part.position and (part.length >= MIN_CHUNK or part.end == self._end)
+        return _is_hole(part)
 
 
-def _by_content(parts: list[Extent]) -> list[Keep | Cut]:
-    result: list[Keep | Cut] = []
-    end = parts[-1].end if parts else 0
-    stops = frozenset(part.offset for part in parts if _stays(part, end))
-    index = 0
-    while index < len(parts):
-        part = parts[index]
-        if _stays(part, end):
-            result.append(Keep(_slice(part)))
-            index += 1
-            continue
-        start = part.offset
-        previous = result[-1] if result else None
-        if isinstance(previous, Keep) and previous.slice.chunk:
-            result.pop()
-            start -= previous.slice.length
-        while index < len(parts) and not _is_hole(parts[index]):
-            index += 1
-        limit = parts[index].offset if index < len(parts) else end
-        result.append(Cut(start, limit, frozenset(stop for stop in stops if part.offset < stop < limit)))
-    return result
-
-
-def after_stop(layers: Layers, stop: int) -> list[Keep | Cut]:
-    """The steps that are left when cutting met the old boundaries at ``stop``."""
-    return steps(layers, still_open=False, start=stop)
+async def make_plan(layers: Layers, *, still_open: bool, start: int = 0) -> Plan:
+    """How to send content; the loop goes on meanwhile."""
+    if layers.pieces <= PLANNED_HERE:
+        return Plan(layers, still_open=still_open, start=start)
+    return await trio.to_thread.run_sync(partial(Plan, layers.copy(), still_open=still_open, start=start))
 
 
 def _is_hole(part: Extent) -> bool:
     return not part.slab and not part.chunk and part.length >= MIN_CHUNK
-
-
-def _stays(part: Extent, end: int) -> bool:
-    """Whether a part is a chunk that cutting would give again, or a hole worth keeping."""
-    if part.chunk:
-        return not part.position and (part.length >= MIN_CHUNK or part.end == end)
-    return _is_hole(part)
 
 
 def _slice(part: Extent) -> Slice:

@@ -14,7 +14,7 @@ from mountfs.local.buckets import BucketState
 from mountfs.local.extents import Extent
 from mountfs.local.layers import Layers
 from mountfs.local.staging import Content, Snapshot
-from mountfs.sync.chunking import Cut, Keep, after_stop, steps
+from mountfs.sync.chunking import PLANNED_HERE, Cut, Keep, Plan, make_plan
 from mountfs.sync.context import Context
 from mountfs.sync.downloads import Downloads
 from mountfs.sync.errors import ungrouped
@@ -42,6 +42,24 @@ AT_ONCE = 4
 EARLY_BYTES = 32 << 20
 """A file being written starts to upload when this much of it waits, or as much as fills its share of the cache."""
 EARLY_SHARE = 4
+
+
+def early_start(content: Content) -> int:
+    """Where the first staged run that is worth sending before the file is closed may begin."""
+    return max(content.early, content.layers.base_size)
+
+
+def early_cut(content: Content) -> Cut | None:
+    """The first staged run that is worth sending before the file is closed."""
+    start = early_start(content)
+    for step in Plan(content.layers, still_open=False, start=start):
+        if isinstance(step, Cut):
+            start = step.start
+            if step.limit - start >= WINDOW:
+                return step
+    # What is too small stays so, but for the last of it: it is looked at once, not at every write.
+    content.early = start
+    return None
 
 
 @dataclasses.dataclass
@@ -139,16 +157,19 @@ class Uploads:
         return [key for key, _ in await self._begin(bucket, make, sending)]
 
     async def _send_large(self, bucket: BucketState, snapshot: Snapshot, sending: trio.Nursery) -> list[wire.Slice]:
+        layers = snapshot.layers
         slices: list[wire.Slice] = []
-        todo = list(reversed(steps(snapshot.layers, still_open=snapshot.open)))
-        while todo:
-            step = todo.pop()
+        plan = await make_plan(layers, still_open=snapshot.open)
+        while step := next(plan, None):
             if isinstance(step, Keep):
                 slices.append(step.slice)
+                if not len(slices) % PLANNED_HERE:
+                    await trio.lowlevel.checkpoint()
                 continue
-            end = await self._send_range(bucket, snapshot.layers, step, slices, sending)
-            if end < step.limit:
-                todo = list(reversed(after_stop(snapshot.layers, end)))
+            end = await self._send_range(bucket, layers, step, slices, sending)
+            if not plan.met(end):
+                # the layers changed: an earlier commit of the file was acknowledged
+                plan = await make_plan(layers, still_open=snapshot.open, start=end)
         return slices
 
     async def _send_range(
@@ -166,7 +187,7 @@ class Uploads:
         Unless ``final``, more will follow, and what could still grow at the end is left out.
         """
         start = step.start
-        while start < step.limit and start not in step.stops:
+        while start < step.limit and (start == step.start or start not in step.stops):
             end = min(start + WINDOW, step.limit)
             last = final and end == step.limit
             pieces = await self._begin(
@@ -257,15 +278,11 @@ class Uploads:
             content.ino not in self._early
             and content.private
             and not self._context.staging.has_lost(content.ino)
-            and layers.size - self._start(content) >= self._early_from
+            and layers.size - early_start(content) >= self._early_from
         ):
             self._early.add(content.ino)
             content.users += 1
             self._nursery.start_soon(self._send_early, content)
-
-    def _start(self, content: Content) -> int:
-        """Where the first staged run that is worth sending begins."""
-        return max(content.early, content.layers.base_size)
 
     async def _send_early(self, content: Content) -> None:
         try:
@@ -280,8 +297,7 @@ class Uploads:
 
     async def _send_early_part(self, bucket: BucketState, content: Content) -> bool:
         """Send some more of a file that is being written; False when there is too little, or it changes under us."""
-        plan = steps(content.layers, still_open=False, start=self._start(content))
-        step = next((step for step in plan if isinstance(step, Cut) and step.limit - step.start >= WINDOW), None)
+        step = early_cut(content)
         if step is None:
             return False
         start, gen = step.start, content.gen

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pytest
 import trio
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from mountfs.local import space
 from mountfs.local.buckets import Buckets
 from mountfs.local.cache import Cache
 from mountfs.local.checking import Checker
@@ -102,6 +104,18 @@ def test_what_was_written_while_a_snapshot_went_is_sent_when_it_comes_back() -> 
         staging.release(again, write=True)
         staging.give_back(held, snapshot)
         assert it.bytes_of(staging.send(held).layers, {}) == b"firstsecond"
+
+
+def test_what_only_a_replaced_snapshot_had_comes_free_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when so much waits to be taken back that each call looks."""
+    monkeypatch.setattr(space, "COLLECT_BYTES", 0)
+    with local() as it:
+        content = it.acquire(FILES[0], write=True)
+        for number in range(3):
+            it.staging.write(content, 0, bytes([number]) * SMALL)
+            it.staging.seal(content)
+        assert it.slabs.used == SMALL
+        assert not trio.run(it.checker.check).faults
 
 
 class Model(RuleBasedStateMachine):

@@ -27,7 +27,7 @@ T = TypeVar("T")
 class InProcess:
     """The model's file system on a `Walker`: a directory of a bucket, with the sync engine behind it and no FUSE.
 
-    Use as a context manager; `restart` ends everything but the state directory and begins anew.
+    `stop` ends everything but the state directory, with which `start` begins anew.
     """
 
     def __init__(self, config: MountConfig, directory: bytes) -> None:
@@ -60,10 +60,6 @@ class InProcess:
         self._call(end)
         self._thread.join()
         self._walker.end()
-
-    def restart(self, *, drain: bool = True) -> None:
-        self.stop(drain=drain)
-        self.start()
 
     def _run(self) -> None:
         try:

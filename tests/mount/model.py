@@ -236,7 +236,8 @@ def _short(value: object) -> str:
 NAMES = [b"a", b"b", b"c\xff \n"]
 PATHS = [*NAMES] * 3 + [b"/".join((x, y)) for x in NAMES[:2] for y in NAMES] * 2
 PATHS += [b"/".join((x, y, z)) for x in NAMES[:2] for y in NAMES[:2] for z in NAMES[:2]]
-SIZES = [0, 1, 7, 4095, 4096, 10_000, 65_536, 131_071, 140_000, 524_289, 1_500_000]
+SIZES = [0, 1, 7, 4095, 4096, 10_000, 65_536, 131_071, 140_000, 262_144, 300_000, 524_289, 1_048_576, 1_500_000]
+LARGE = 2_500_000
 
 
 def _existing(kind: str) -> st.SearchStrategy[bytes]:
@@ -384,6 +385,45 @@ class Model(RuleBasedStateMachine):
             handle = fs.open(path, os.O_RDWR, 0)
             try:
                 return fs.write(handle, data, offset), fs.pread(handle, 10_000, max(0, offset - 5000))
+            finally:
+                fs.close(handle)
+
+        self.both(do)
+
+    @precondition(lambda self: self.handles)
+    @rule(number=which, lower=size, data=data, higher=size, again=data)
+    def cut_and_grow(self, number: int, lower: int, data: bytes, higher: int, again: bytes) -> None:
+        """Truncate, change a byte, fsync, truncate or not, write beyond: what was below must not show or go."""
+        self.on_handle(number, lambda fs, handle: fs.ftruncate(handle, lower))
+        self.on_handle(number, lambda fs, handle: fs.write(handle, data[:1], 0))
+        self.on_handle(number, lambda fs, handle: fs.fsync(handle))
+        self.on_handle(number, lambda fs, handle: fs.write(handle, again, lower))
+        self.on_handle(number, lambda fs, handle: fs.ftruncate(handle, higher))
+        self.on_handle(number, lambda fs, handle: fs.write(handle, data, higher))
+
+    @rule(source=file, to=file)
+    def copy(self, source: bytes, to: bytes) -> None:
+        """One file's content becomes another's too; what they share is one chunk."""
+
+        def do(fs: FileSystem) -> object:
+            content = read_file(fs, source)
+            handle = fs.open(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            try:
+                return fs.write(handle, content, 0)
+            finally:
+                fs.close(handle)
+
+        self.both(do)
+
+    @rule(path=file, tag=st.integers(0, 3))
+    def save_large(self, path: bytes, tag: int) -> None:
+        """A file of several chunks, much of it the same each time."""
+        content = random.Random(tag).randbytes(LARGE // 4) + random.Random(9).randbytes(LARGE * 3 // 4)
+
+        def do(fs: FileSystem) -> object:
+            handle = fs.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            try:
+                return [fs.write(handle, content[at : at + LARGE // 5], at) for at in range(0, LARGE, LARGE // 5)]
             finally:
                 fs.close(handle)
 

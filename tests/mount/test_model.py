@@ -18,6 +18,7 @@ from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 from mountfs import control
 from mountfs.config import MountConfig
 from tests.conftest import MakeMount
+from tests.fuzz.stops import Stops
 from tests.harness import Mount, Node
 from tests.mount.conftest import Folder
 from tests.mount.inprocess import InProcess
@@ -73,20 +74,36 @@ class OnMount(OnPlain):
     def __init__(self, folder: Folder, real: Path, second: Mount) -> None:
         super().__init__(folder, real)
         self.second = second
+        assert folder.node
+        self.stops = Stops(folder.node)
 
     @precondition(lambda self: bool(self.folder.mount))
-    @rule(sig=st.sampled_from([signal.SIGTERM, signal.SIGKILL]))
-    def remount(self, sig: signal.Signals) -> None:
-        assert self.folder.mount
+    @rule(how=st.sampled_from(["drained", "killed", "with an empty state"]))
+    def remount(self, how: str) -> None:
+        mount = self.folder.mount
+        assert mount
         self.close_all()
-        self.steps.append(f"remount {sig.name}")
-        self.folder.mount.remount(sig)
+        self.steps.append(f"remount, {how}")
+        if how == "killed":
+            mount.kill()
+        else:
+            mount.stop()
+        if how == "with an empty state":
+            shutil.rmtree(mount.state)
+        mount.start()
+
+    @precondition(lambda self: bool(self.folder.node))
+    @rule()
+    def stop_the_server_for_a_moment(self) -> None:
+        self.steps.append("stop the server for a moment")
+        self.stops.stop()
 
     @precondition(lambda self: bool(self.folder.node))
     @rule(sig=st.sampled_from([signal.SIGTERM, signal.SIGKILL]))
     def restart_the_server(self, sig: signal.Signals) -> None:
         assert self.folder.node
         self.steps.append(f"restart the server {sig.name}")
+        self.stops.go()
         self.folder.node.restart(sig)
 
     def unsound(self) -> list[str]:
@@ -96,6 +113,7 @@ class OnMount(OnPlain):
         return [*found["faults"], *found["damaged"], *found["lost"]]
 
     def teardown(self) -> None:
+        self.stops.go()
         self.close_all()
         self.folder.sync()
         self.second.start()
@@ -111,25 +129,37 @@ class OnMount(OnPlain):
 class OnVfs(Model):
     """On the file system without FUSE, in this process."""
 
-    def __init__(self, config: MountConfig, real: Path) -> None:
+    def __init__(self, config: MountConfig, node: Node, real: Path) -> None:
         super().__init__()
+        self.state = config.state
+        self.stops = Stops(node)
         self.root = real / f"example{next(NUMBERS)}"
         self.root.mkdir()
         self.real = OnDisk(os.fsencode(self.root))
         self.tested = self.vfs = InProcess(config, os.fsencode(self.root.name))
         self.vfs.start()
 
-    @rule(drain=st.booleans())
-    def restart(self, drain: bool) -> None:
+    @rule(how=st.sampled_from(["drained", "not drained", "with an empty state"]))
+    def restart(self, how: str) -> None:
         self.close_all()
-        self.steps.append(f"restart {drain=}")
-        self.vfs.restart(drain=drain)
+        self.steps.append(f"restart, {how}")
+        self.vfs.stop(drain=how != "not drained")
+        if how == "with an empty state":
+            shutil.rmtree(self.state)
+            self.state.mkdir()
+        self.vfs.start()
+
+    @rule()
+    def stop_the_server_for_a_moment(self) -> None:
+        self.steps.append("stop the server for a moment")
+        self.stops.stop()
 
     def unsound(self) -> list[str]:
         found = self.vfs.check()
         return [*found.faults, *found.damaged, *found.lost]
 
     def teardown(self) -> None:
+        self.stops.go()
         super().teardown()
         self.vfs.stop()
         shutil.rmtree(self.root)
@@ -146,7 +176,7 @@ def test_random_operations_agree_with_a_real_directory(
         return OnMount(folder, tmp_path, second) if second else OnPlain(folder, tmp_path)
 
     second = make_module_mount(folder.node, "programs", start=False) if folder.node else None
-    check(machine, profile(soak, examples=7, steps=40))
+    check(machine, profile(soak, examples=5, steps=40))
 
 
 @needs_root
@@ -162,4 +192,4 @@ def test_random_operations_without_fuse_agree_with_a_real_directory(
         settle=0.05,
     )
     config.state.mkdir()
-    check(lambda: OnVfs(config, tmp_path), profile(soak, examples=30, steps=50))
+    check(lambda: OnVfs(config, module_node, tmp_path), profile(soak, examples=20, steps=50))
