@@ -78,8 +78,8 @@ def examine(state: Path | None, url: str | None, token_file: str | None) -> Iter
 
 
 def examine_content(state: Path | None) -> Iterator[Finding]:
-    """Look at the content in the state directory given and in those of all mounts."""
-    for path in sorted({Path(record.state) for record in mounts.records()} | ({state.absolute()} if state else set())):
+    """Look at the content in the state directory given, or in those of all mounts."""
+    for path in [state.absolute()] if state else sorted({Path(record.state) for record in mounts.records()}):
         yield from looking.examine(path)
 
 
