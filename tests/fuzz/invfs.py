@@ -137,7 +137,7 @@ class InVfs:
             while batch := list(await self._fs.directories.read(cursor, position)):
                 names += [name.decode() for name, _, _ in batch]
                 position = batch[-1][2]
-            return names
+            return [name for name in names if name not in (".", "..")]
         finally:
             self._fs.directories.close(cursor)
 

@@ -48,7 +48,7 @@ class Local:
     def add_files(self) -> None:
         with self.db.transaction():
             self.db.execute(
-                "INSERT INTO bucket VALUES (1, ?, 'b', 1, ?, 0, ?)",
+                "INSERT INTO bucket (id, uuid, name, root, chunk_key, seq, usage) VALUES (1, ?, 'b', 1, ?, 0, ?)",
                 (bytes(16), KEY, wire.pack(wire.Usage(0, 0, None, 0, 0))),
             )
             for ino in FILES:

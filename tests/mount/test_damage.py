@@ -197,7 +197,7 @@ def test_a_cache_of_an_older_version_is_compared_before_it_is_believed(mount: Mo
         database.executescript(
             """DROP INDEX chunk_place; DROP INDEX staged_place; DROP TABLE damaged;
             ALTER TABLE chunk DROP COLUMN checked; CREATE INDEX chunk_slab ON chunk (slab);
-            DELETE FROM meta WHERE key = 'slabs'; PRAGMA user_version = 1;"""
+            DELETE FROM meta WHERE key = 'slabs'; PRAGMA user_version = 3;"""
         )
     # A second chunk that says it lies where the first does: one of them was written over.
     with contextlib.closing(sqlite3.connect(mount.state / "mount.db")) as database, database:

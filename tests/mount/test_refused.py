@@ -126,8 +126,8 @@ def test_what_is_refused_can_be_given_up(setup: Setup) -> None:
     (path / "temporary").write_text("after")
     (path / "temporary").rename(path / "replaced")
     setup.begin(spoilt=["old", "directory", "replaced"])
-    eventually(lambda: len(setup.refused()) == 3, 60, "all three are set aside")
     assert command("mountfs", "sync", path, "--deadline", "60").returncode == Pending.exit_code
+    assert len(setup.refused()) == 3
     unasked = command("mountfs", "refused", "drop", path)
     assert (unasked.returncode, "--yes" in unasked.stderr) == (1, True), unasked.stderr
     with opened(path / "replaced", os.O_RDONLY):
@@ -155,8 +155,8 @@ def test_what_was_deleted_takes_its_refusal_along(setup: Setup) -> None:
     (path / "directory/below/child").write_text("child")
     (path / "directory/below/child").rename(path / "directory/child")
     setup.begin(spoilt=["old", "directory", "replaced"])
-    eventually(lambda: len(setup.refused()) == 3, 60, "all three are set aside")
     assert command("mountfs", "sync", path, "--deadline", "60").returncode == Pending.exit_code
+    assert len(setup.refused()) == 3
     assert len(setup.refused()) == 3
     (path / "old").unlink()
     (path / "replaced").unlink()
