@@ -531,6 +531,7 @@ class Committer:
         aside = self._context.aside
         while journal.left(last, ino, aside=aside.rows):
             await journal.acknowledged()
+            aside.look()  # what was refused may have been all that is left, with what needs it
             if self._context.server_full and self._failed >= asked:
                 raise OSError(errno.ENOSPC, "the node server's disk is full")
             if ino is not None and ino in self._context.refused:

@@ -192,7 +192,7 @@ class _Batch:
             return DROPPED
         if self.tree.lookup((op.parent, op.name)) == inode.id:
             return OK
-        if inode.is_dir and inode.nlink:
+        if inode.is_dir and (inode.nlink or self.tree.merged_into(inode.id) != inode.id):
             return DROPPED
         place = self._room(op.parent, op.name)
         if not inode.nlink:  # else it has its history already

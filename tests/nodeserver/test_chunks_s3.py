@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import random
 import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from nodeserver.chunks import ChunkStore, NoChunk, StoreUnavailable
 from nodeserver.chunks.s3 import Address, S3Store, UnusableAddress, catalogue, packing, store
 from nodeserver.chunks.s3.credentials import NoCredentials
+from nodeserver.content import codec
 from nodeserver.content.codec import CorruptChunk
 from nodeserver.protocol.errors import Code
 from nodeserver.protocol.wire import ChunkBatch, ChunkIds, unpack
@@ -435,15 +437,21 @@ def test_that_there_are_no_credentials_is_told(keys: None, tmp_path: Path, monke
 # Through HTTP.
 
 
+def own(api: Api, seed: int, size: int = 4096) -> tuple[bytes, bytes]:
+    """A chunk of the bucket, as it is stored."""
+    data = random.Random(seed).randbytes(size)
+    return codec.chunk_id(api.bucket.chunk_key, data), codec.encode(data)
+
+
 def test_chunks_over_http(seaweed: Seaweed, keys: None, make_node: MakeNode) -> None:
     node = make_node(options=["--chunks", seaweed.address("http"), "--capacity", "5G"])
     api = Api(node)
     try:
         assert node.usage(api.name)["capacity_bytes"] == 5 << 30
-        [(chunk, stored)] = [item(1, 200_000)]
+        chunk, stored = own(api, 1, 200_000)
         assert api.request("HEAD", f"/chunks/{chunk.hex()}").status_code == 404
         problem(api.request("GET", f"/chunks/{chunk.hex()}"), Code.NO_CHUNK)
-        assert api.request("POST", "/chunks", ChunkBatch([(chunk, stored), item(2)])).status_code == 204
+        assert api.request("POST", "/chunks", ChunkBatch([(chunk, stored), own(api, 2)])).status_code == 204
         assert api.request("HEAD", f"/chunks/{chunk.hex()}").headers["content-length"] == str(len(stored))
         assert api.request("GET", f"/chunks/{chunk.hex()}").content == stored
         file = api.new_file(b"name", b"content")
@@ -475,7 +483,7 @@ def test_garbage_goes_out_of_the_store(seaweed: Seaweed, keys: None, make_node: 
 
     try:
         file = api.new_file(b"kept", b"content")
-        orphans = [item(1), item(2), item(3, 100_000)]
+        orphans = [own(api, 1), own(api, 2), own(api, 3, 100_000)]
         assert api.request("POST", "/chunks", ChunkBatch(orphans)).status_code == 204
         assert stored() == ids(orphans)
         eventually(lambda: not worker(api, "gc").error and not stored(), what="the orphans are gone")

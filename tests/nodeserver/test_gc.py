@@ -110,7 +110,7 @@ def test_deleted_buckets_go(soon: Node, make_api: MakeApi) -> None:
     purge(api, b"f")
     worker(api, "gc")
     api.commit(Unlink(api.root, b"f", file, 1))
-    assert api.request("DELETE", "").status_code == 204
+    assert api.request("DELETE", "?history=destroy").status_code == 204
     worker(other, "purge-buckets")
     for table in ("bucket", "version", "file", "commit_log"):
         assert not rows(api, table)
