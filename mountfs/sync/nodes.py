@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +13,7 @@ import trio
 
 from mountfs.local.buckets import BucketState
 from mountfs.local.database import Database
-from nodeserver.client import Client, ClientError, Refused, refused
+from nodeserver.client import Client, ClientError, Refused, Unreachable, refused
 from nodeserver.client.capabilities import Capabilities
 from nodeserver.client.cluster import Cluster, ClusterMap, Node, Place, State, unpack_map
 from nodeserver.client.http_peer import HttpPeer
@@ -28,6 +29,10 @@ MAP = "cluster map"
 """The fact in the local database that holds the map, packed."""
 TOKENS = "piece tokens"
 """That which holds what nodes that keep chunks alone are shown."""
+RESTART = 5.0
+"""Seconds for which a reader waits for nodes that went away."""
+AGAIN = 0.25
+"""Seconds between two tries of it."""
 RETRY = 15.0
 """Seconds until the next try to learn a map, or to tell of bad chunks."""
 
@@ -153,7 +158,22 @@ class Nodes:
             await self._client.put_chunks(bucket.name, chunks)
 
     async def open(self, bucket: BucketState, ids: Sequence[ChunkId]) -> list[Plaintext]:
-        """The plaintexts of chunks, proven. Raises ClientError."""
+        """The plaintexts of chunks, proven. Raises ClientError.
+
+        Nodes that went away a moment ago may be starting anew: they are asked again for ``RESTART`` seconds.
+        """
+        began = time.time()
+        while True:
+            try:
+                return await self._open(bucket, ids)
+            except Unreachable:
+                state = self._client.state
+                if time.time() - (began if state.connected else min(began, state.since)) > RESTART:
+                    raise
+            await trio.sleep(AGAIN)
+            self.hope()
+
+    async def _open(self, bucket: BucketState, ids: Sequence[ChunkId]) -> list[Plaintext]:
         if not self._through_server:
             return [plain for _, plain in await self.cluster.open(_place(bucket), bucket.chunk_key, ids)]
         if len(ids) == 1:

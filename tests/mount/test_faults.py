@@ -229,7 +229,7 @@ def test_many_readers_of_a_mute_server_do_not_starve_the_others(setup: Setup) ->
     for _ in range(5):
         assert attempt("len(read(path))", setup.path / "warm") == str(4 + len(BODY))
         assert attempt("os.statvfs(path).f_namemax", setup.path) == "255"
-    assert {reader.outcome(4 * DATA) for reader in readers} == {"EIO"}
+    assert {reader.outcome(15 * DATA) for reader in readers} == {"EIO"}
 
 
 def test_a_failing_server_is_not_hammered(setup: Setup) -> None:
