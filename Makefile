@@ -24,7 +24,7 @@ TEST_DEBS := acl attr dbus fio git libpam-systemd mandoc postgresql procps psmis
 BENCH_DEBS := fio git postgresql procps
 DEBS := $(RUN_DEBS)
 
-.PHONY: setup run test again bench cluster fuzz soak clean debian
+.PHONY: setup run test bench cluster fuzz soak clean debian
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.setup
@@ -44,6 +44,7 @@ test: $(VENV)/.test
 
 # Real processes with deadlines share few cores here. A few tests that failed beside others run once more, alone; what
 # fails again has failed. Both runs are shown: a test that is named in the first and passes in the second wants mending.
+.PHONY: again
 again:
 	@failed=$$(grep -c :: .pytest_cache/v/cache/lastfailed || true); \
 	[ "$(CODE)" = 1 ] && [ "$${failed:-0}" -le 3 ] || exit 1; \

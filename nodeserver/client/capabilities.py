@@ -63,7 +63,7 @@ class Capabilities:
         self._failure: ClientError | None = None
         try:
             self._known = msgspec.msgpack.decode(packed, type=Known) if packed else Known({}, 0.0, 0.0)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             self._known = Known({}, 0.0, 0.0)
 
     def of(self, node: NodeId) -> Token:

@@ -26,6 +26,9 @@ import msgspec
 from nodeserver.protocol.errors import Code, code_of
 from nodeserver.protocol.wire import Problem
 
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError)
+"""What decoding raises: msgspec lets the error of text that is not UTF-8 through as it is."""
+
 
 class ClientError(Exception):
     """The call did not succeed."""
@@ -98,7 +101,7 @@ def mapped() -> Iterator[None]:
         raise InvalidUrl(reason(error)) from error
     except httpx.TimeoutException as error:
         raise DeadlineExceeded(reason(error)) from error
-    except (httpx.ProtocolError, httpx.DecodingError, httpx.TooManyRedirects, msgspec.MsgspecError) as error:
+    except (httpx.ProtocolError, httpx.DecodingError, httpx.TooManyRedirects, *UNDECODABLE) as error:
         raise BadAnswer(reason(error)) from error
     except (httpx.HTTPError, httpx.StreamError, OSError) as error:
         raise Unreachable(reason(error)) from error
@@ -113,7 +116,7 @@ def refused(code: Code, detail: str, ids: Iterable[bytes] = ()) -> Refused:
 def refusal(status: int, kind: str, body: bytes | bytearray | memoryview) -> Refused:
     """The error behind an answer of 4xx or 5xx, whether or not it carries problem details."""
     if kind == "application/problem+json":
-        with contextlib.suppress(msgspec.MsgspecError):
+        with contextlib.suppress(*UNDECODABLE):
             return Refused(msgspec.json.decode(body, type=Problem))
     try:
         title = HTTPStatus(status).phrase

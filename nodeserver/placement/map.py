@@ -133,7 +133,7 @@ def unpack(packed: Buffer) -> ClusterMap:
         if version != VERSION:
             raise BadMap(f"version {version} of the cluster map is not known to this release")
         return _checked(_decoder.decode(packed))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadMap(f"not a cluster map: {error}") from error
 
 
