@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import time
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -90,6 +91,13 @@ def unpack_xattrs(packed: bytes | None) -> dict[bytes, bytes]:
 def holes_in(slices: Iterable[Slice]) -> int:
     """Bytes of a version that take no room."""
     return sum(piece.length for piece in slices if not piece.chunk)
+
+
+class NumberTaken(OSError):
+    """Two files have one inode number: the second is not taken."""
+
+    def __init__(self, ino: int, one: bytes, other: bytes) -> None:
+        super().__init__(errno.EIO, f"inode number {ino} belongs to two files: {one.hex()} and {other.hex()}")
 
 
 class Inodes:
@@ -335,17 +343,15 @@ class Inodes:
     def store(self, bucket: int, files: Sequence[File], parent: int) -> list[int]:
         """Take over what the server says of files with a name in ``parent``.
 
-        Returns the inode numbers of those whose content it knew otherwise. Raises OSError(EIO) when
-        another file has the inode number of one.
+        Returns the inode numbers of those whose content it knew otherwise. Raises NumberTaken.
         """
         known = self._versions([self.ino(file.id) for file in files])
+        self._distinct(files, known)
         rows = []
         changed = []
         for file in files:
             ino = self.ino(file.id)
-            file_id, complete, version, content = known.get(ino, (file.id, 0, file.version, None))
-            if file_id != file.id:
-                raise OSError(5, f"inode number {ino} belongs to two files: {file_id.hex()} and {file.id.hex()}")
+            _, complete, version, content = known.get(ino, (file.id, 0, file.version, None))
             if version != file.version:
                 changed.append(ino)
                 content = None
@@ -369,6 +375,18 @@ class Inodes:
             rows.append((*row, content))
         self._db.executemany(_INSERT, rows)
         return changed
+
+    def check(self, files: Sequence[File]) -> None:
+        """Raises NumberTaken when another file has the inode number of one."""
+        self._distinct(files, self._versions([self.ino(file.id) for file in files]))
+
+    def _distinct(self, files: Sequence[File], known: Mapping[int, tuple[bytes, int, bytes, bytes | None]]) -> None:
+        """As :meth:`check`, with the inodes that are ``known``; also among the files themselves."""
+        ids = {ino: row[0] for ino, row in known.items()}
+        for file in files:
+            ino = self.ino(file.id)
+            if (other := ids.setdefault(ino, file.id)) != file.id:
+                raise NumberTaken(ino, other, file.id)
 
     def _versions(self, inos: list[int]) -> dict[int, tuple[bytes, int, bytes, bytes | None]]:
         """File id, completeness, version and content of the inodes that are known, by number."""

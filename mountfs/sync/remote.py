@@ -16,7 +16,7 @@ from typing import TypeVar
 import trio
 
 from mountfs.local.buckets import BucketState
-from mountfs.local.inodes import UNKNOWN, Inode, holes_in
+from mountfs.local.inodes import UNKNOWN, Inode, NumberTaken, holes_in
 from mountfs.sync.context import Context
 from mountfs.sync.downloads import Downloads
 from mountfs.sync.errors import deadline, os_error
@@ -122,9 +122,14 @@ class Remote:
     # Files
 
     def _take(self, bucket: BucketState, files: list[wire.File], parent: int) -> None:
-        """Store what the server says of files unless we know better."""
+        """Store what the server says of files unless we know better. Raises NumberTaken."""
         context = self._context
-        fresh = [file for file in files if not self._known_better(file)]
+        fresh: list[wire.File] = []
+        left: list[wire.File] = []
+        for file in files:
+            (left if self._known_better(file) else fresh).append(file)
+        if left:  # they get names, too
+            context.inodes.check(left)
         for ino in context.inodes.store(bucket.id, fresh, parent):
             context.kernel.inode(ino)
             self._opened.follow(ino)
@@ -135,7 +140,7 @@ class Remote:
         staging = self._context.staging
         if not self._context.pending(ino) and staging.has_lost(ino):
             inode = self._context.inodes.get(ino)
-            if inode is not None and inode.version == file.version:
+            if inode is not None and (inode.version == file.version or inode.file_id != file.id):
                 return True
             staging.supersede(ino)
         return self._context.pending(ino)
@@ -227,15 +232,18 @@ class Remote:
         return await self._ask(bucket, lambda: client.entries(bucket.name, directory.file_id, after, limit))
 
     async def prime(self, directory: Inode) -> bool:
-        """Learn the first names of a directory; True when these are all."""
+        """Learn the first names of a directory; True when these are all, and all are taken."""
         context = self._context
         bucket = context.buckets.by_id[directory.bucket]
         page = await self._page(bucket, directory, b"")
         last = page.entries[-1].name if page.more else None
-        with context.db.transaction():
-            self._merge(bucket, directory.ino, page.entries, b"", last)
-            if last is None:
-                context.inodes.update(directory.ino, complete=1)
+        try:
+            with context.db.transaction():
+                self._merge(bucket, directory.ino, page.entries, b"", last)
+                if last is None:
+                    context.inodes.update(directory.ino, complete=1)
+        except NumberTaken:  # one file must not hide the others
+            return False
         return last is None
 
     async def _list(self, directory: Inode) -> None:

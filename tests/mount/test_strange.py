@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import MakeMount
 from tests.harness import Node
+from tests.nodeserver.api import Api
 
 STRANGE = {
     "mode": 0o170644,
@@ -51,3 +52,39 @@ def test_a_file_with_attributes_that_cannot_be_does_not_hide_the_others(node: No
 
 def _database(node: Node) -> Path:
     return node.data / "metadata.sqlite"
+
+
+def test_a_file_with_the_number_of_another_is_never_taken_for_it(node: Node, make_mount: MakeMount) -> None:
+    """Also while the other has changes that are not sent, of which nothing the server says is taken."""
+    api = Api(node, "strange")
+    with closing(api.http):
+        mine = api.new_file(b"mine", b"text")
+        other = api.create(b"other")
+        other.file.id = bytes(8) + mine[8:]
+        api.commit(other)
+        mount = make_mount(node, "strange")
+        with open(mount.path / "mine", "a") as file:
+            file.write(" and more")
+            file.flush()
+            for refused in os.unlink, os.stat:
+                with pytest.raises(OSError, match="Input/output"):
+                    refused(mount.path / "other")
+        assert (mount.path / "mine").read_text() == "text and more"
+        mount.stop()
+        assert api.names() == [b"mine", b"other"]
+        assert api.file(mine).size == len("text and more")
+
+
+def test_two_files_with_one_number_are_never_taken_for_each_other(node: Node, make_mount: MakeMount) -> None:
+    api = Api(node, "strange")
+    with closing(api.http):
+        one = api.new_file(b"one", b"this")
+        two = api.create(b"two")
+        two.file.id = bytes(8) + one[8:]
+        api.commit(two, api.write(two.file.id, b"that"))
+    mount = make_mount(node, "strange")
+    with pytest.raises(OSError, match="Input/output"):
+        os.listdir(mount.path)
+    assert (mount.path / "one").read_text() == "this"
+    with pytest.raises(OSError, match="Input/output"):
+        (mount.path / "two").read_text()
