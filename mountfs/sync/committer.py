@@ -473,6 +473,12 @@ class Committer:
             return False
         if (inodes.ino(op.parent), op.name) != (inodes.ino(result.parent), result.name):
             return False
+        here = inodes.ino(other)
+        if here in (self._bucket.root, inodes.ino(op.parent)):  # nothing is in itself: never true, and the end of both
+            return False
+        known = inodes.get(here)
+        if len(other) != len(op.file.id) or (known and (known.bucket != self._bucket.id or not known.is_dir)):
+            return False
         if double := inodes.become(inodes.ino(op.file.id), other):
             self._doubles.add(double)
         return True

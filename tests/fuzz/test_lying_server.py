@@ -26,6 +26,7 @@ from nodeserver.protocol.wire import MSGPACK
 from tests.conftest import MakeMount
 from tests.fuzz.mutation import mutated, plain, torn
 from tests.harness import Mount, Node, eventually, tail
+from tests.nodeserver.api import Api
 
 CASES = 10_000
 DEADLINE = 4
@@ -195,6 +196,35 @@ class LyingProxy:
 
         Handler.disable_nagle_algorithm = True
         return Handler
+
+
+class _Becoming(LyingProxy):
+    """It says of every operation of a commit that it ended in ``result``."""
+
+    result: wire.Result | None = None
+
+    def twisted(self, kind: str, body: bytes) -> bytes:
+        value = msgspec.msgpack.decode(body, strict=False) if kind == MSGPACK else None
+        if self.result is None or not isinstance(value, dict) or "results" not in value:
+            return body
+        self.lies += 1
+        value["results"] = [self.result for _ in value["results"]]
+        return msgspec.msgpack.encode(value)
+
+
+def test_a_directory_does_not_become_one_it_is_in(node: Node, make_mount: MakeMount) -> None:
+    api = Api(node, "becoming")
+    with contextlib.closing(api.http), _Becoming(node, "") as proxy:
+        mount = make_mount(node, "becoming", url=proxy.url)
+        proxy.result = wire.Result("conflict", api.root, b"directory", api.root)
+        (mount.path / "directory").mkdir()
+        eventually(lambda: proxy.lies, CALL, "a lie")
+        proxy.result = None
+        for _ in range(2):
+            eventually(lambda: os.listdir(mount.path) == ["directory"], CALL, "the directory")
+            assert os.listdir(mount.path / "directory") == []
+            mount.stop()
+            mount.start()
 
 
 def use(mount: Mount, rng: random.Random) -> None:
