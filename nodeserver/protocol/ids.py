@@ -10,10 +10,14 @@ ROOT_INO = 1
 
 
 def new_id() -> bytes:
-    """A fresh UUIDv7 as 16 bytes: 48 bits of milliseconds, then 74 random bits."""
-    millis = time.time_ns() // 1_000_000
-    value = bytearray(millis.to_bytes(6, "big") + os.urandom(10))
-    value[6] = 0x70 | value[6] & 0x0F
+    """A fresh UUIDv7 as 16 bytes: 48 bits of milliseconds, 12 of the fraction of one, then 62 random bits.
+
+    Ids made one after the other sort in that order (RFC 9562, section 6.2, method 3).
+    """
+    millis, rest = divmod(time.time_ns(), 1_000_000)
+    value = bytearray(
+        millis.to_bytes(6, "big") + (0x7000 | (rest << 12) // 1_000_000).to_bytes(2, "big") + os.urandom(8)
+    )
     value[8] = 0x80 | value[8] & 0x3F
     return bytes(value)
 
