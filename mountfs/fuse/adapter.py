@@ -232,7 +232,7 @@ class Adapter(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         self._changes(parent_inode, name, errno.EEXIST)
         handle, inode = await self._fs.create(parent_inode, name, mode, flags, Caller(ctx.uid, ctx.gid))
-        return self._opened(handle, direct=self._fs.files.is_direct(handle)), self._live(inode)
+        return self._opened(handle, direct=self._fs.files.direct(handle)), self._live(inode)
 
     @guard
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:

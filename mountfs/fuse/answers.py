@@ -11,7 +11,6 @@ from mountfs.config import MountOptions
 from mountfs.local.inodes import Inode
 from mountfs.vfs.filesystem import BLOCK, Space
 
-U32 = (1 << 32) - 1
 FOREVER = 86_400.0
 """Seconds the kernel may trust names and attributes: what changes elsewhere is invalidated."""
 

@@ -23,11 +23,10 @@ class Handle:
 
     def __init__(self, content: Content, flags: int) -> None:
         self.content = content
-        self.direct = False
-        """Writes come here at once, and their answers reach the program."""
         self.writes = flags & os.O_ACCMODE != os.O_RDONLY
         self.direct = False
-        """The kernel shall not read a page before it changes it: what is in it cannot be had now."""
+        """Reads and writes do not go through the kernel's pages: it need not read one before it changes it, and the
+        program gets the answer to each write itself."""
         self.reached = 0
         """Where the last read ended."""
         self.ahead = 0
@@ -73,17 +72,11 @@ class Files:
 
     def open_new(self, inode: Inode, flags: int) -> int:
         """Open a file that was just created."""
-        return self._add(self._staging.begin(inode, write=flags & os.O_ACCMODE != os.O_RDONLY), flags)
-
-    def is_direct(self, number: int) -> bool:
-        """Whether the kernel is to collect no writes to a file just created: its bucket's quota is used up.
-
-        Every write will fail then, and the program learns it from the call itself.
-        """
-        handle = self._handles[number]
-        left = self._context.quota_left(self._context.buckets.by_id[handle.content.bucket])
-        handle.direct = left is not None and left <= 0
-        return handle.direct
+        number = self._add(self._staging.begin(inode, write=flags & os.O_ACCMODE != os.O_RDONLY), flags)
+        left = self._context.quota_left(self._context.buckets.by_id[inode.bucket])
+        # Once the quota is used up every write will fail, and the program learns it from the call itself.
+        self._handles[number].direct = left is not None and left <= 0
+        return number
 
     def _add(self, content: Content, flags: int) -> int:
         self._last += 1
